@@ -1,0 +1,108 @@
+"""Give the quantizers of a model's activations their grids, from real batches."""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from qatviz.quantize import quantizers
+from qatviz.quantizers import Quantizer
+
+Batches = Iterable[Tensor | tuple[Tensor, Tensor]]
+
+
+def calibrate(model: nn.Module, batches: Batches) -> None:
+    """Choose the grid of every activation quantizer, in forward order, in place.
+
+    One pass over all batches together, in evaluation mode, without gradients: each quantizer
+    is initialised when its tensor first arrives, from inputs that the layers before it have
+    already quantized. Weight grids are left as they are (``quantize`` chose them). Nothing
+    changes unless everything succeeds.
+
+    Args:
+        model: A quantized model.
+        batches: Normalised images ``[batch, channels, height, width]``, or pairs of images
+            and labels. They are joined, so their sum must fit in memory: 64 to 256 images
+            are usual.
+
+    Raises:
+        ValueError: If there is no batch, images are not finite or do not fit the model, the
+            model has no activation quantizer, or one was not reached by the forward pass.
+    """
+    batches = [b if isinstance(b, Tensor) else b[0] for b in batches]
+    if not batches:
+        raise ValueError("calibrate: batches is empty, at least one batch of images is needed")
+    check_images(model, images := torch.cat(batches))
+    if not activation_quantizers(model):
+        raise ValueError("calibrate: the model has no activation quantizer; see summary(model)")
+    # On a copy, so that the model changes only if everything succeeds.
+    twin = copy.deepcopy(model).eval()
+    waiting = activation_quantizers(twin)
+    for name in list(waiting):
+        waiting[name].register_forward_pre_hook(_init_once(name, waiting))
+    found = dict(waiting)
+    with torch.no_grad():
+        twin(images.to(_device(twin)))
+    if waiting:
+        raise ValueError(f"calibrate: the forward pass did not reach {', '.join(waiting)}")
+    for name, quantizer in activation_quantizers(model).items():
+        quantizer.load_state_dict(found[name].state_dict())
+
+
+def activation_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """The quantizers of a model's inputs and of its ``QuantActivation`` modules, by name.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Quantizers by name, in the order of the modules.
+    """
+    return {name: q for name, q in quantizers(model).items() if q.batched}
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Refuse images that a model cannot take, by trying two of them.
+
+    Args:
+        model: Any module; its state does not change.
+        images: Normalised images ``[batch, channels, height, width]``.
+
+    Raises:
+        ValueError: If the images are not finite, or the model fails on their shape.
+    """
+    if not images.isfinite().all():
+        first = int((~images.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise ValueError(f"images hold values that are not finite, first in image {first}")
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval()(images[:2].to(_device(model)))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the model cannot take images of shape {list(images.shape[1:])} "
+            f"(channels, height, width); {_first_layer(model)}: {error}"
+        ) from error
+
+
+def _first_layer(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return f"its first convolution {name!r} takes {module.in_channels} channels"
+        if isinstance(module, nn.Linear):
+            return f"its first layer {name!r} takes {module.in_features} features"
+    return "it has no convolution and no linear layer"
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _init_once(name: str, waiting: dict[str, Quantizer]) -> Callable[..., None]:
+    """A pre-hook: choose the grid from the first tensor that arrives, then stand aside."""
+
+    def hook(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
+        if waiting.pop(name, None) is not None:
+            quantizer.init_from(args[0].float())
+
+    return hook

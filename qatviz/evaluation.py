@@ -1,0 +1,84 @@
+"""One number for a model on a data set."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qatviz.calibration import check_images
+from qatviz.datasets import Split
+from qatviz.quantize import check_ready
+
+Logits = Float[Tensor, "images classes"]
+Labels = Int[Tensor, "images"]
+
+
+def accuracy(logits: Logits, labels: Labels) -> float:
+    """The share of images whose largest logit is that of the label.
+
+    Args:
+        logits: One row per image.
+        labels: Class numbers; images with label −1 are left out.
+
+    Returns:
+        0 to 1; NaN if no image is labelled.
+    """
+    return (logits.argmax(1) == labels)[labels >= 0].float().mean().item()
+
+
+def evaluate(
+    model: nn.Module, data: Split, metric: Callable[[Logits, Labels], float] = accuracy
+) -> float:
+    """Apply a metric to a model's predictions on a split, in evaluation mode.
+
+    Args:
+        model: A classifier, float or quantized and calibrated. Its mode is restored.
+        data: The images and labels.
+        metric: ``(logits, labels) -> number``. Default: ``accuracy``.
+
+    Returns:
+        The metric.
+
+    Raises:
+        ValueError: If a quantizer is not calibrated or the images do not fit the model.
+    """
+    check_fit(model, data)
+    return metric(*predict(model, data))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Split) -> tuple[Logits, Labels]:
+    """The logits of a model on a split, in evaluation mode.
+
+    Args:
+        model: A classifier. Its mode is restored.
+        data: The images and labels.
+
+    Returns:
+        Logits ``[images, classes]`` and labels ``[images]``, on the CPU.
+    """
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.eval()
+    try:
+        logits = [model(images.to(device)).float().cpu() for images, _ in data.batches(500)]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return torch.cat(logits), data.labels.cpu()
+
+
+def check_fit(model: nn.Module, data: Split) -> None:
+    """Refuse a model that is not calibrated, or images that it cannot take.
+
+    Args:
+        model: Any module.
+        data: The images that will be shown to it.
+
+    Raises:
+        ValueError: As ``quantize.check_ready`` and ``calibration.check_images``.
+    """
+    check_ready(model)
+    images, _ = next(iter(data.batches(2)))
+    check_images(model, images)
