@@ -27,12 +27,16 @@ def calibrate(model: nn.Module, batches: Batches) -> None:
             are usual.
 
     Raises:
-        ValueError: If there is no batch, images are not finite or do not fit the model, the
-            model has no activation quantizer, or one was not reached by the forward pass.
+        ValueError: If there is no image, images differ in shape, are not finite or do not fit
+            the model, the model has no activation quantizer, or one was not reached by the
+            forward pass.
     """
     batches = [b if isinstance(b, Tensor) else b[0] for b in batches]
-    if not batches:
-        raise ValueError("calibrate: batches is empty, at least one batch of images is needed")
+    if not sum(len(b) for b in batches):
+        raise ValueError("calibrate: batches is empty, at least one image is needed")
+    shapes = sorted({tuple(b.shape[1:]) for b in batches})
+    if len(shapes) > 1:
+        raise ValueError(f"calibrate: images must all have one shape, got {shapes}")
     check_images(model, images := torch.cat(batches))
     if not activation_quantizers(model):
         raise ValueError("calibrate: the model has no activation quantizer; see summary(model)")
@@ -62,12 +66,15 @@ def activation_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     return {name: q for name, q in quantizers(model).items() if q.batched}
 
 
-def check_images(model: nn.Module, images: Tensor) -> None:
+def check_images(model: nn.Module, images: Tensor) -> Tensor:
     """Refuse images that a model cannot take, by trying two of them.
 
     Args:
         model: Any module; its state does not change.
         images: Normalised images ``[batch, channels, height, width]``.
+
+    Returns:
+        What the model made of the two.
 
     Raises:
         ValueError: If the images are not finite, or the model fails on their shape.
@@ -77,7 +84,7 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise ValueError(f"images hold values that are not finite, first in image {first}")
     try:
         with torch.no_grad():
-            copy.deepcopy(model).eval()(images[:2].to(_device(model)))
+            return copy.deepcopy(model).eval()(images[:2].to(_device(model)))
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"the model cannot take images of shape {list(images.shape[1:])} "

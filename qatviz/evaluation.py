@@ -70,15 +70,21 @@ def predict(model: nn.Module, data: Split) -> tuple[Logits, Labels]:
 
 
 def check_fit(model: nn.Module, data: Split) -> None:
-    """Refuse a model that is not calibrated, or images that it cannot take.
+    """Refuse a model that is not calibrated, or data that do not fit it.
 
     Args:
         model: Any module.
         data: The images that will be shown to it.
 
     Raises:
-        ValueError: As ``quantize.check_ready`` and ``calibration.check_images``.
+        ValueError: As ``quantize.check_ready`` and ``calibration.check_images``; or if the
+            model does not return a logit for every class among the labels.
     """
     check_ready(model)
     images, _ = next(iter(data.batches(2)))
-    check_images(model, images)
+    logits, highest = check_images(model, images), int(data.labels.max())
+    if logits.ndim != 2 or logits.shape[1] <= highest:
+        raise ValueError(
+            f"the model returns {list(logits.shape[1:])} numbers per image, the labels go up "
+            f"to {highest}: {highest + 1} logits are needed"
+        )

@@ -3,6 +3,7 @@
 import inspect
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 from IPython.display import HTML
 from pygments import highlight
@@ -10,6 +11,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 SCALES = ("laptop", "fast")
+DATA = Path(__file__).parent.parent / "data"
+"""Where the embedded images and the committed results are."""
 
 
 def show_source(thing: object) -> HTML:

@@ -43,13 +43,14 @@ def quantize(
         keep: Patterns of the layers to leave as they are. Default: none (ours).
 
     Returns:
-        A quantized deep copy, on the device and in the mode of the model.
+        A quantized deep copy, each layer on its device and in its mode.
 
     Raises:
         ValueError: If a pattern matches no layer that can be quantized, a layer is already
             quantized, or a factory's bits do not fit the weights.
     """
     only, keep = _patterns(only, "only"), _patterns(keep, "keep")
+    _check_factories(weights=weights, inputs=inputs)
     layers = quantizable_layers(model)
     _check_patterns(layers, only, keep, *(c for c in (weights, inputs) if isinstance(c, Mapping)))
     student = copy.deepcopy(model)
@@ -62,13 +63,14 @@ def quantize(
                 f"layer {name!r} is already quantized ({layer.weight_quantizer!r}): pass the "
                 f"float model, or leave the layer out with only= or keep="
             )
-        weight_quantizer, input_quantizer = _make(weights, name), _make(inputs, name)
+        weight_quantizer, input_quantizer = (
+            _make(choice, name).to(layer.weight.device).train(layer.training)
+            for choice in (weights, inputs)
+        )
         if isinstance(weight_quantizer, Quantizer):
-            weight_quantizer.to(layer.weight.device)
             weight_quantizer.init_from(layer.weight.detach().float())
-        input_quantizer.to(layer.weight.device)
         QUANTIZED[type(layer)].from_float(layer, weight_quantizer, input_quantizer)
-    return student.train(model.training)
+    return student
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -83,7 +85,11 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
     Returns:
         Layers by name.
     """
-    return {name: layer for name, layer, why in _survey(model) if why is None}
+    return {
+        name: layer
+        for name, layer, why in _survey(model)
+        if why is None and not isinstance(layer, QuantActivation)
+    }
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -122,12 +128,10 @@ def load_float(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         state: A ``state_dict`` of the float model.
 
     Raises:
-        ValueError: If another entry is missing, an entry is unexpected, or a shape differs.
-            The model is then unchanged.
+        ValueError: If another entry is missing, an entry is unexpected or not finite, or a
+            shape differs. The model is then unchanged.
     """
-    own = model.state_dict()
-    prefixes = tuple(f"{name}." for name in quantizers(model))
-    wanted = {key: value for key, value in own.items() if not key.startswith(prefixes or "\0")}
+    wanted = float_state(model)
     problems = [f"missing {key}" for key in wanted if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in wanted]
     problems += [
@@ -135,6 +139,7 @@ def load_float(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ]
+    problems += [f"{key} is not finite" for key in wanted if not _finite(state.get(key))]
     if problems:
         raise ValueError("not a float checkpoint of this model: " + "; ".join(problems))
     model.load_state_dict(dict(state), strict=False)
@@ -153,8 +158,10 @@ def float_state(model: nn.Module) -> dict[str, Tensor]:
         Its ``state_dict`` without the quantizers' entries: loads into the float model with
         ``strict=True``.
     """
-    prefixes = tuple(f"{name}." for name in quantizers(model))
-    return {k: v for k, v in model.state_dict().items() if not k.startswith(prefixes or "\0")}
+    # A quantizer shared by two names has entries under both.
+    named = model.named_modules(remove_duplicate=False)
+    prefixes = tuple(f"{name}." for name, module in named if isinstance(module, Quantizer))
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(prefixes)}
 
 
 def summary(model: nn.Module) -> pd.DataFrame:
@@ -216,7 +223,7 @@ def _survey(model: nn.Module) -> list[tuple[str, nn.Module, str | None]]:
         why = None
         if type(module) not in kinds:
             why = f"{type(module).__name__} is not supported"
-        elif reached[id(module)] > 1:
+        elif reached[id(module)] > 1 and not isinstance(module, QuantActivation):
             why = "the module is shared"
         elif any(holders[id(p)] > 1 for p in module.parameters(recurse=False)):
             why = "the weight is shared"
@@ -228,6 +235,20 @@ def _patterns(patterns: Iterable[str], argument: str) -> tuple[str, ...]:
     if isinstance(patterns, str):
         raise ValueError(f"{argument} must be a sequence of patterns, got the string {patterns!r}")
     return tuple(patterns)
+
+
+def _check_factories(**choices: Choice) -> None:
+    for argument, choice in choices.items():
+        for factory in choice.values() if isinstance(choice, Mapping) else (choice,):
+            if isinstance(factory, nn.Module) or not (factory is None or callable(factory)):
+                raise ValueError(
+                    f"{argument} must be a factory that makes a quantizer for each layer, such "
+                    f"as partial(LSQ, bits=2), got {factory!r}"
+                )
+
+
+def _finite(value: Tensor | None) -> bool:
+    return value is None or bool(value.isfinite().all())
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 
@@ -79,3 +79,269 @@ class History:
 
     def __len__(self) -> int:
         return len(self.rate)
+
+
+@dataclass(frozen=True, eq=False)
+class RangeSweep:
+    """The error of one uniform grid while its range shrinks.
+
+    Args:
+        label: Name of the tensor.
+        bits: Bits of the grid.
+        shares: Ranges tried, as shares of the range of the data, ascending, up to 1.
+        clipping: Mean squared error of the values beyond the outermost levels, over all values.
+        rounding: Mean squared error of the others, over all values.
+        signal: Mean of x².
+    """
+
+    label: str
+    bits: int
+    shares: Float[Array, "points"]
+    clipping: Float[Array, "points"]
+    rounding: Float[Array, "points"]
+    signal: float
+
+    @property
+    def total(self) -> Float[Array, "points"]:
+        """Mean squared error at each range."""
+        return self.clipping + self.rounding
+
+    @property
+    def best(self) -> int:
+        """Index of the range whose mean squared error is smallest."""
+        return int(self.total.argmin())
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSQNR:
+    """What each channel of a weight gets from a shared grid, and from a grid of its own.
+
+    Args:
+        label: Name of the layer.
+        bits: Bits of the grids.
+        largest: Largest magnitude in each channel.
+        per_tensor: SQNR in decibels of each channel, one grid for all.
+        per_channel: SQNR in decibels of each channel, one grid each.
+        tensor_overall: SQNR in decibels of the whole layer, one grid for all.
+        channel_overall: SQNR in decibels of the whole layer, one grid each.
+    """
+
+    label: str
+    bits: int
+    largest: Float[Array, "channels"]
+    per_tensor: Float[Array, "channels"]
+    per_channel: Float[Array, "channels"]
+    tensor_overall: float
+    channel_overall: float
+
+
+@dataclass(frozen=True, eq=False)
+class BitsCurve:
+    """A number against bits.
+
+    Args:
+        label: Name of the curve, for a legend.
+        bits: Bit-widths.
+        values: The number at each.
+        quantity: What the number is, with its unit.
+    """
+
+    label: str
+    bits: Int[Array, "widths"]
+    values: Float[Array, "widths"]
+    quantity: str
+
+
+@dataclass(frozen=True, eq=False)
+class StepGradient:
+    """What a quantizer's step is told by one number v, against where v lies on the grid.
+
+    Args:
+        ratio: v/s, ascending.
+        learned: ∂v̂/∂s as LSQ's backward pass returns it, without the gradient scale.
+        clipped_only: ∂v̂/∂s if only clipped values counted, as in PACT.
+        low: Lowest code.
+        high: Highest code.
+    """
+
+    ratio: Float[Array, "points"]
+    learned: Float[Array, "points"]
+    clipped_only: Float[Array, "points"]
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, eq=False)
+class StepRatios:
+    """How large the updates of the steps are beside the updates of the weights.
+
+    Args:
+        names: Quantizers, in the order of the layers.
+        is_input: Whether the quantizer is that of a layer's input.
+        with_scale: R = (|∂L/∂s|/s) / (‖∂L/∂w‖/‖w‖), w the weights of the same layer.
+        without_scale: The same without the gradient scale g.
+        scale: g.
+        batches: Batches that R is averaged over.
+    """
+
+    names: tuple[str, ...]
+    is_input: Bool[Array, "quantizers"]
+    with_scale: Float[Array, "quantizers"]
+    without_scale: Float[Array, "quantizers"]
+    scale: Float[Array, "quantizers"]
+    batches: int
+
+
+@dataclass(frozen=True, eq=False)
+class StepTrace:
+    """The learned steps of a network over training.
+
+    Args:
+        label: Name of the run.
+        steps: Optimizer steps taken when each row was recorded.
+        sizes: Step size of each quantizer, the units of its tensor; a row per record.
+        names: Quantizers.
+        is_input: Whether the quantizer is that of a layer's input.
+    """
+
+    label: str
+    steps: Int[Array, "records"]
+    sizes: Float[Array, "records quantizers"]
+    names: tuple[str, ...]
+    is_input: Bool[Array, "quantizers"]
+
+
+@dataclass(frozen=True, eq=False)
+class StepErrors:
+    """Learned steps beside the steps whose rounding error would be smallest.
+
+    Args:
+        names: Quantizers, in the order of the layers.
+        is_input: Whether the quantizer is that of a layer's input.
+        ratio: Learned step over the step of least ∑|x̂ − x|^p.
+        excess: Error ∑|x̂ − x|^p of the learned step over the least.
+        p: The exponent.
+    """
+
+    names: tuple[str, ...]
+    is_input: Bool[Array, "quantizers"]
+    ratio: Float[Array, "quantizers"]
+    excess: Float[Array, "quantizers"]
+    p: float
+
+
+@dataclass(frozen=True, eq=False)
+class OneWeight:
+    """How gradient descent moved the one weight of a model, in units of its step.
+
+    Args:
+        weight: The latent weight before each update, and after the last.
+        level: What the forward pass made of it, for the same moments.
+        target: The number that the level should equal, at each update.
+        gradient: ∂L/∂w as the backward pass returned it, at each update.
+        thresholds: Where the forward pass goes from one level to the next.
+        surrogate: What the backward pass differentiated.
+    """
+
+    weight: Float[Array, "moments"]
+    level: Float[Array, "moments"]
+    target: Float[Array, "updates"]
+    gradient: Float[Array, "updates"]
+    thresholds: Float[Array, "thresholds"]
+    surrogate: str
+
+    def share(self, level: float, *, after: int = 0) -> float:
+        """The share of the updates that saw the weight at one level.
+
+        Args:
+            level: The level.
+            after: Updates to leave out at the beginning. Default: 0 (ours).
+
+        Returns:
+            0 to 1.
+        """
+        return float(np.mean(self.level[after:-1] == level))
+
+    def mean_level(self, *, after: int = 0) -> float:
+        """The level, averaged over the updates.
+
+        Args:
+            after: Updates to leave out at the beginning. Default: 0 (ours).
+
+        Returns:
+            A number that need not be a level.
+        """
+        return float(np.mean(self.level[after:-1]))
+
+    def changes(self, *, after: int = 0) -> float:
+        """Changes of level per update.
+
+        Args:
+            after: Updates to leave out at the beginning. Default: 0 (ours).
+
+        Returns:
+            0 (at rest) to 1 (another level at every update).
+        """
+        return float(np.mean(np.diff(self.level[after:]) != 0))
+
+
+@dataclass(frozen=True, eq=False)
+class StaircaseLoss:
+    """The loss of one rounded weight, blurred by noise, and the gradients claimed for it.
+
+    Args:
+        weight: Latent weights, ascending, in units of the step.
+        loss: The true loss (ŵ − t)²: a staircase.
+        smoothed: The mean of the loss when noise is added to the weight.
+        smoothed_gradient: Its exact derivative.
+        gradients: What backward passes return, by surrogate.
+        target: The number t.
+        noise: Width of the uniform noise, in steps.
+    """
+
+    weight: Float[Array, "points"]
+    loss: Float[Array, "points"]
+    smoothed: Float[Array, "points"]
+    smoothed_gradient: Float[Array, "points"]
+    gradients: dict[str, Float[Array, "points"]]
+    target: float
+    noise: float
+
+
+@dataclass(frozen=True, eq=False)
+class GradientAgreement:
+    """The gradients of a quantized network beside those of the float network it came from.
+
+    Args:
+        layers: Names of the convolutions and linear layers, in forward order.
+        cosine: Cosine between the two weight gradients, −1 to 1; NaN where one is zero.
+        zeros: Share of a layer's weights whose gradient in the quantized network is exactly
+            zero.
+        parameters: All parameters of the quantized network but those of its quantizers.
+        reached: How many of them have a gradient that is not zero.
+        label: Name of the quantized network, for a legend.
+    """
+
+    layers: tuple[str, ...]
+    cosine: Float[Array, "layers"]
+    zeros: Float[Array, "layers"]
+    parameters: int
+    reached: int
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """The loss of a network along its gradient, and along the same numbers shuffled.
+
+    Args:
+        length: Distances moved, as shares of the norm of all weights.
+        along: Loss in nats after moving against the gradient.
+        shuffled: Loss in nats after moving along each shuffled gradient.
+        label: Name of the network, for a title.
+    """
+
+    length: Float[Array, "lengths"]
+    along: Float[Array, "lengths"]
+    shuffled: Float[Array, "draws lengths"]
+    label: str

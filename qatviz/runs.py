@@ -1,6 +1,7 @@
 """A run: what happened, as numbers; and the weights it left, beside it."""
 
 import dataclasses
+import html
 import json
 import os
 import platform
@@ -68,7 +69,7 @@ class Run:
             rate, validation = (np.asarray(history[k], float) for k in ("rate", "validation"))
             schedule = Schedule(**content.pop("schedule"))
             return cls(history=History(terms, rate, validation), schedule=schedule, **content)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a saved run: {error!r}") from error
 
     def __repr__(self) -> str:
@@ -89,8 +90,10 @@ class Run:
             "batch": self.schedule.batch,
             "seed": self.schedule.seed,
         }
-        cells = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in rows.items())
-        return f"<table><caption>{self.label}</caption>{cells}</table>"
+        cells = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{value}</td></tr>" for key, value in rows.items()
+        )
+        return f"<table><caption>{html.escape(self.label)}</caption>{cells}</table>"
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -117,7 +120,9 @@ def save_weights(state: Mapping[str, Tensor], path: str | Path) -> None:
         state: Tensors by name.
         path: Where; replaced if it exists.
     """
-    data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()})
+    # Copies, because safetensors refuses tied weights: two names for one memory.
+    copies = {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
+    data = safetensors.torch.save(copies)
     write_whole(path, lambda file: file.write(data), binary=True)
 
 

@@ -48,8 +48,12 @@ class Schedule:
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"Schedule: {name} must be from {low} to {high}, got {value!r}")
+            whole = name not in ("epochs", "batch", "seed") or isinstance(value, int)
+            if not (whole and low <= value <= high):
+                kind = "a whole number " if not whole else ""
+                raise ValueError(
+                    f"Schedule: {name} must be {kind}from {low} to {high}, got {value!r}"
+                )
         if not 0 < self.rate < float("inf"):
             raise ValueError(f"Schedule: rate must be a positive number, got {self.rate!r}")
         if self.precision not in get_args(Precision):

@@ -63,6 +63,7 @@ def fit(
     for split in (train, test) if validation is None else (train, test, validation):
         check_fit(student, split)
     fabric = Fabric(accelerator=accelerator, devices=1, precision=schedule.precision)
+    observers = tuple(observers)
     start, history, step = time.perf_counter(), _HistoryWriter(), 0
     with _seeded(schedule.seed, fabric.device), _bar(train, schedule) as bar:
         method.prepare(student, train)
@@ -108,11 +109,12 @@ def _batches(
 def _groups(student: nn.Module, method: Method, schedule: Schedule) -> list[dict]:
     """Parameter groups: weight decay everywhere but on quantizer parameters."""
     own = {id(p) for q in quantizers(student).values() for p in q.parameters()}
-    everything = [p for m in (student, method) for p in m.parameters() if p.requires_grad]
+    # By id: a method may hold a part of the student, which must not be stepped twice.
+    both = {id(p): p for m in (student, method) for p in m.parameters() if p.requires_grad}
     common = {"momentum": schedule.momentum, "nesterov": schedule.momentum > 0}
     groups = [
-        {"params": [p for p in everything if id(p) not in own], "weight_decay": schedule.decay},
-        {"params": [p for p in everything if id(p) in own], "weight_decay": 0.0},
+        {"params": [p for i, p in both.items() if i not in own], "weight_decay": schedule.decay},
+        {"params": [p for i, p in both.items() if i in own], "weight_decay": 0.0},
     ]
     return [group | common for group in groups if group["params"]]
 

@@ -2,5 +2,43 @@
 
 from qatviz.analysis.curves import transfer_curve
 from qatviz.analysis.distributions import activation_histograms, histogram, weight_histograms
+from qatviz.analysis.gradients import descent, gradient_agreement, without_surrogate
+from qatviz.analysis.grids import (
+    accuracy_by_bits,
+    channel_sqnr,
+    range_sweep,
+    scaled_range,
+    sqnr_by_bits,
+    symmetric_range,
+)
+from qatviz.analysis.steps import (
+    LSQWithoutScale,
+    StepRecorder,
+    step_errors,
+    step_gradient,
+    step_ratios,
+)
+from qatviz.analysis.toys import staircase_loss, train_weight
 
-__all__ = ["activation_histograms", "histogram", "transfer_curve", "weight_histograms"]
+__all__ = [
+    "LSQWithoutScale",
+    "StepRecorder",
+    "accuracy_by_bits",
+    "activation_histograms",
+    "channel_sqnr",
+    "descent",
+    "gradient_agreement",
+    "histogram",
+    "range_sweep",
+    "scaled_range",
+    "sqnr_by_bits",
+    "staircase_loss",
+    "step_errors",
+    "step_gradient",
+    "step_ratios",
+    "symmetric_range",
+    "train_weight",
+    "transfer_curve",
+    "weight_histograms",
+    "without_surrogate",
+]

@@ -100,7 +100,7 @@ def activation_histograms(
     modes = {module: module.training for module in model.modules()}
     hooks = [watch(name, layer) for name, layer in layers.items()]
     try:
-        model.eval()(images)
+        model.eval()(images.to(next(model.parameters(), images).device))
     finally:
         for handle in hooks:
             handle.remove()

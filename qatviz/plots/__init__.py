@@ -2,14 +2,41 @@
 
 from qatviz.plots.curves import surrogate_gradient, transfer_curve
 from qatviz.plots.distributions import histogram
+from qatviz.plots.gradients import descent, gradient_agreement
+from qatviz.plots.grids import (
+    bits_curve,
+    channel_sqnr,
+    range_minima,
+    range_sweep,
+    six_decibels,
+)
+from qatviz.plots.images import image_grid
+from qatviz.plots.steps import step_errors, step_gradient, step_ratios, step_sizes, step_trace
 from qatviz.plots.style import COLOURS, use_style
+from qatviz.plots.toys import loss_gradients, one_weight, staircase_loss
 from qatviz.plots.training import accuracy_dots, history
 
 __all__ = [
     "COLOURS",
     "accuracy_dots",
+    "bits_curve",
+    "channel_sqnr",
+    "descent",
+    "gradient_agreement",
     "histogram",
     "history",
+    "image_grid",
+    "loss_gradients",
+    "one_weight",
+    "range_minima",
+    "range_sweep",
+    "six_decibels",
+    "staircase_loss",
+    "step_errors",
+    "step_gradient",
+    "step_ratios",
+    "step_sizes",
+    "step_trace",
     "surrogate_gradient",
     "transfer_curve",
     "use_style",

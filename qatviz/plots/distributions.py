@@ -1,6 +1,5 @@
 """Draw how values are spread, and the grid they are rounded to."""
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from qatviz.plots.style import COLOURS
@@ -20,40 +19,32 @@ def histogram(ax: Axes, record: Histogram, *, log: bool = False) -> Axes:
     """
     share = 100 * record.counts / record.counts.sum()
     ax.stairs(share, record.edges, fill=True, color=COLOURS["float"], alpha=0.35)
-    ax.set(xlabel="value", ylabel="share of values (%)", title=record.label)
+    ax.set(xlabel="value", ylabel="share of values (%)")
     if log:
         ax.set_yscale("log")
-    top = share.max()
+    margin = 0.08 * (record.edges[-1] - record.edges[0])
+    ax.set_xlim(record.edges[0] - margin, record.edges[-1] + margin)
     for level in record.levels:
-        ax.axvline(level, color=COLOURS["levels"], lw=1, zorder=0)
-    if 0 < len(record.levels) <= 8:
-        ax.set_ylim(top=top * (3 if log else 1.15))
-        for level, used in zip(record.levels, record.used / record.used.sum(), strict=True):
-            ax.text(
-                level,
-                1,
+        width = 1 if len(record.levels) <= 16 else 0.3
+        ax.axvline(level, color=COLOURS["levels"], lw=width, zorder=0)
+    error = f" (SQNR {record.sqnr:.1f} dB)" if len(record.levels) else ""
+    ax.set_title(record.label + error, pad=16)
+    if len(record.levels) <= 8:
+        _label_levels(ax, record)
+    return ax
+
+
+def _label_levels(ax: Axes, record: Histogram) -> None:
+    """Write above each visible level how many of the values are rounded to it."""
+    low, high = ax.get_xlim()
+    for level, used in zip(record.levels, record.used / record.used.sum(), strict=True):
+        if low <= level <= high:
+            ax.annotate(
                 f"{used:.0%}",
-                transform=ax.get_xaxis_transform(),
+                (level, 1),
+                xycoords=ax.get_xaxis_transform(),
                 ha="center",
                 va="bottom",
                 fontsize="x-small",
                 color=COLOURS["levels"],
             )
-        ax.set_title(record.label, pad=16)
-    if len(record.levels):
-        low, high = (
-            min(record.edges[0], record.levels[0]),
-            max(record.edges[-1], record.levels[-1]),
-        )
-        margin = 0.03 * (high - low)
-        ax.set_xlim(low - margin, high + margin)
-        if np.isfinite(record.sqnr):
-            ax.text(
-                0.98,
-                0.95,
-                f"SQNR {record.sqnr:.1f} dB",
-                transform=ax.transAxes,
-                ha="right",
-                va="top",
-            )
-    return ax

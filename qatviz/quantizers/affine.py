@@ -73,7 +73,8 @@ def lp_range(rows: Rows, levels: int, *, p: float = 2.4) -> Bounds:
 def _grid(lower: Tensor, upper: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Step and zero point of the grid that spans a range."""
     step = ((upper - lower) / (levels - 1)).clamp(min=SMALLEST_STEP)
-    return step, (-(lower / step).round()).clamp(0, levels - 1)
+    # 0 − …, because a minus sign would make the zero point of one-sided data −0.
+    return step, (0 - (lower / step).round()).clamp(0, levels - 1)
 
 
 def _round_to(rows: Tensor, step: Tensor, zero_point: Tensor, levels: int) -> Tensor:

@@ -44,6 +44,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.signed = signed
+        self._decides_sign = signed is None
         self.axis = axis
         self.batched = False
         self._check_bits()
@@ -109,9 +110,9 @@ class Quantizer(nn.Module):
         Returns:
             The nearest levels (as the quantizer defines them), the shape and type of ``x``.
         """
-        if x.dtype in (torch.float16, torch.bfloat16):
-            return self.dequantize(self.codes(x.float())).to(x.dtype)
-        return self.dequantize(self.codes(x))
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        # A float64 grid with an axis would otherwise widen a float32 input.
+        return self.dequantize(self.codes(wide)).to(x.dtype)
 
     @property
     def low(self) -> int:
@@ -136,7 +137,8 @@ class Quantizer(nn.Module):
             Shape ``[2^bits]``, or ``[channels, 2^bits]`` where each channel has its own grid.
         """
         tensors = (*self.parameters(), *self.buffers())
-        codes = torch.arange(self.low, self.high + 1, device=tensors[0].device).float()
+        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        codes = torch.arange(self.low, self.high + 1, device=tensors[0].device, dtype=dtype)
         if self.axis is None:
             return self.dequantize(codes)
         grids = max((t.shape for t in tensors), key=len)
@@ -154,7 +156,7 @@ class Quantizer(nn.Module):
             raise ValueError(
                 f"{name}: cannot choose a grid from data with {bad} values that are not finite"
             )
-        decided = bool((x < 0).any()) if self.signed is None else self.signed
+        decided = bool((x < 0).any()) if self._decides_sign else self.signed
         before, self.signed = self.signed, decided
         try:
             self._check_bits()

@@ -78,7 +78,7 @@ class LSQ(Quantizer):
         if self.axis is not None:
             shared //= x.shape[self.axis]
         if self.batched:
-            shared //= x.shape[0]
+            shared //= max(x.shape[0], 1)
         return 1 / math.sqrt(max(shared, 1) * self.high)
 
     def _scaled_step(self, x: Tensor) -> Tensor:
@@ -93,8 +93,7 @@ class LSQ(Quantizer):
             x: Weights, or a batch of activations, finite, not empty.
 
         Raises:
-            ValueError: If ``x`` is empty, not finite, or all zero where a step must be found,
-                or negative data meet a single bit.
+            ValueError: If ``x`` is empty or not finite, or negative data meet a single bit.
         """
         self._begin(x)
         mean = self._per_grid(self._rows(x.abs()).mean(1), x)

@@ -1,0 +1,57 @@
+# The one interface. Each target does its own set-up; nothing but Python (3.11 or newer) and make
+# needs to be there. PYTHON=... chooses another Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help lab lint test quick notebooks float runs format clean
+
+help:
+	@echo "make lab        open JupyterLab on the first notebook"
+	@echo "make test       all checks: lint, import directions, tests, notebooks, browser"
+	@echo "make quick      the checks of an inner loop, under 90 seconds"
+	@echo "make notebooks  execute all notebooks in place"
+	@echo "make float      train the float network that the notebooks start from (2 minutes)"
+	@echo "make runs       measure again what data/runs holds (about 15 minutes)"
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "qatviz needs Python 3.11 or newer; this is `$(PYTHON) --version`. Try make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "Python could not make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
+	@echo "Installing into $(VENV): about 5 GB, a few minutes the first time."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all]"
+	@touch $(READY)
+
+lab: $(READY)
+	$(BIN)/python -m qatviz lab
+
+# One thread per worker: two workers share two cores. Notebooks run at their fast scale.
+PYTEST := OMP_NUM_THREADS=1 QATVIZ_SCALE=fast $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(PYTEST) --nbval-lax tests notebooks
+
+quick: lint
+	$(PYTEST) -m "not slow and not browser" tests
+
+notebooks: $(READY)
+	$(BIN)/python -m qatviz publish
+
+float: $(READY)
+	$(BIN)/python data/make_float.py
+
+runs: $(READY)
+	$(BIN)/python data/make_start_here.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

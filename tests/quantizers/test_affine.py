@@ -1,0 +1,328 @@
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatviz.quantizers import Affine, affine, lp_range, min_max_range
+
+
+def grid_from_range(low, high, levels):
+    """Section 2.4 of the notes on PD-Quant: s and z from a range."""
+    s = max((max(high, 0.0) - min(low, 0.0)) / (levels - 1), 1e-8)
+    z = min(max(-round(min(low, 0.0) / s), 0), levels - 1)
+    return s, z
+
+
+def error_of(row, low, high, levels, p):
+    s, z = grid_from_range(low, high, levels)
+    quantized = (np.clip(np.round(row / s) + z, 0, levels - 1) - z) * s
+    return np.mean(np.abs(row - quantized) ** p)
+
+
+def candidates_of(row, levels, sided):
+    """Every range that the search tries, in order."""
+    if sided == "two":
+        low, high = min(row.min(), 0.0), max(row.max(), 0.0)
+        for i in range(1, 101):
+            width = (high - low) * i / 100
+            for k in range(levels):
+                d = width / (levels - 1)
+                yield -k * d, width - k * d
+    else:
+        largest = max(abs(row.min()), row.max())
+        for i in range(1, 101):
+            reach = largest * i / 100
+            yield (0.0, reach) if sided == "pos" else (-reach, 0.0)
+
+
+def searched(row, levels, sided, p=2.4):
+    """The first candidate with the smallest error: (s, z), its error, candidates tried."""
+    best, grid, tried = math.inf, None, 0
+    for low, high in candidates_of(row, levels, sided):
+        error = error_of(row, low, high, levels, p)
+        tried += 1
+        if error < best:
+            best, grid = error, grid_from_range(low, high, levels)
+    return grid, best, tried
+
+
+def sidedness(data):
+    if data.min() >= 0:
+        return "pos"
+    return "neg" if data.max() <= 0 else "two"
+
+
+def affine_from(x, bits, **kwargs):
+    quantizer = Affine(bits, **kwargs).double()
+    quantizer.init_from(x.double())
+    return quantizer
+
+
+# --- The search
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    bits=st.integers(1, 3),
+    size=st.integers(2, 40),
+    sided=st.sampled_from(["pos", "neg", "two"]),
+    seed=st.integers(0, 10**6),
+)
+def test_the_search_finds_what_brute_force_finds(bits, size, sided, seed):
+    x = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x = {"pos": x.abs(), "neg": -x.abs(), "two": torch.cat([x, -x[:1]])}[sided]
+    levels = 2**bits
+    (s, z), smallest, tried = searched(x.numpy(), levels, sidedness(x))
+    assert tried == (100 * levels if sided == "two" else 100)
+    quantizer = affine_from(x, bits)
+    got_error = (x - quantizer(x)).abs().pow(2.4).mean().item()
+    assert got_error == pytest.approx(smallest, rel=1e-9, abs=1e-300)
+    # Two candidates may tie up to rounding; the step and zero point are then either's.
+    rivals = [
+        grid_from_range(low, high, levels)
+        for low, high in candidates_of(x.numpy(), levels, sidedness(x))
+        if error_of(x.numpy(), low, high, levels, 2.4) <= smallest * (1 + 1e-9)
+    ]
+    assert (s, z) in rivals
+    found = (quantizer.step.item(), quantizer.zero_point.item())
+    assert any(found == pytest.approx(rival, rel=1e-9) for rival in rivals)
+
+
+@pytest.mark.parametrize("sided", ["pos", "neg", "two"])
+def test_the_search_at_four_bits(sided):
+    x = torch.randn(60, dtype=torch.float64) ** 3
+    x = {"pos": x.abs(), "neg": -x.abs(), "two": x + 0.3}[sided]
+    (s, z), smallest, _ = searched(x.numpy(), 16, sidedness(x))
+    quantizer = affine_from(x, 4)
+    assert quantizer.step.item() == pytest.approx(s, rel=1e-12)
+    assert quantizer.zero_point.item() == z
+    assert (x - quantizer(x)).abs().pow(2.4).mean().item() == pytest.approx(smallest, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("bits", "two_sided", "expected"),
+    [(2, True, 400), (4, True, 1600), (8, True, 25_600), (4, False, 100), (8, False, 100)],
+)
+def test_how_many_candidates_are_tried(bits, two_sided, expected, monkeypatch):
+    tried = []
+
+    def counted(rows, step, zero_point, levels):
+        tried.append((step.item(), zero_point.item()))
+        return rows
+
+    # Counting, not computing: the rounding itself is what the tests above compare.
+    monkeypatch.setattr(affine, "_round_to", counted)
+    x = torch.tensor([[-0.7 if two_sided else 0.2, 0.1, 1.0]], dtype=torch.float64)
+    lp_range(x, 2**bits)
+    assert len(tried) == expected
+    wanted = [
+        grid_from_range(low, high, 2**bits)
+        for low, high in candidates_of(x[0].numpy(), 2**bits, "two" if two_sided else "pos")
+    ]
+    np.testing.assert_allclose(tried, wanted, rtol=1e-12)
+
+
+def test_the_first_of_two_equal_candidates_is_kept():
+    # Symmetric data and one bit: the step is the width itself, so that both positions of zero
+    # have the same error to the bit.
+    x = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    (s, z), smallest, _ = searched(x.numpy(), 2, "two")
+    assert error_of(x.numpy(), 0.0, s, 2, 2.4) == error_of(x.numpy(), -s, 0.0, 2, 2.4) == smallest
+    quantizer = affine_from(x, 1)
+    assert z == 0
+    assert quantizer.zero_point.item() == 0
+
+
+def test_each_row_is_searched_on_its_own():
+    # One side is decided for all rows together: a positive row beside a mixed one is
+    # searched in two dimensions too.
+    x = torch.randn(4, 30, dtype=torch.float64)
+    x[1] = x[1].abs()
+    x[2] = 0
+    low, high = lp_range(x, 4)
+    for i in range(4):
+        s, z = grid_from_range(low[i].item(), high[i].item(), 4)
+        _, smallest, _ = searched(x[i].numpy(), 4, "two")
+        error = error_of(x[i].numpy(), low[i].item(), high[i].item(), 4, 2.4)
+        assert error == pytest.approx(smallest, rel=1e-9, abs=1e-300)
+        quantizer = affine_from(x, 2, axis=0)
+        assert quantizer.step[i].item() == pytest.approx(s, rel=1e-12)
+        assert quantizer.zero_point[i].item() == z
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 4.0])
+def test_the_exponent_is_that_of_the_error(p):
+    x = torch.randn(80, dtype=torch.float64) ** 3
+    (s, z), _, _ = searched(x.numpy(), 8, "two", p)
+    quantizer = affine_from(x, 3, find_range=partial(lp_range, p=p))
+    assert (quantizer.step.item(), quantizer.zero_point.item()) == pytest.approx((s, z), rel=1e-12)
+
+
+def test_a_larger_exponent_clips_less():
+    x = torch.randn(400, dtype=torch.float64).abs() ** 3
+    steps = [affine_from(x, 3, find_range=partial(lp_range, p=p)).step.item() for p in (1, 2.4, 50)]
+    assert steps[0] < steps[1] < steps[2]
+    assert affine_from(x, 3).step.item() == steps[1]
+    assert steps[2] <= affine_from(x, 3, find_range=min_max_range).step.item()
+
+
+# --- Minimum and maximum
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_min_max_spans_the_data_and_zero(axis):
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    x[:, 1] = x[:, 1].abs() + 1
+    quantizer = affine_from(x, 4, axis=axis, find_range=min_max_range)
+    channels = [x.numpy()] if axis is None else np.moveaxis(x.numpy(), axis, 0)
+    for i, channel in enumerate(channels):
+        s, z = grid_from_range(channel.min(), channel.max(), 16)
+        assert quantizer.step.flatten()[i].item() == pytest.approx(s, rel=1e-12)
+        assert quantizer.zero_point.flatten()[i].item() == z
+    # Half a step of rounding, and up to half a step because zero is put on the grid.
+    assert ((quantizer(x) - x).abs() <= quantizer.step * (1 + 1e-9)).all()
+
+
+def test_min_max_of_rows_by_hand():
+    rows = torch.tensor([[-1.0, 2.0, 0.5], [1.0, 2.0, 3.0], [-3.0, -2.0, -1.0]])
+    low, high = min_max_range(rows, 16)
+    assert low.tolist() == [-1, 0, -3]
+    assert high.tolist() == [2, 3, 0]
+
+
+# --- Difficult data
+
+RANGES = pytest.mark.parametrize("find_range", [lp_range, min_max_range])
+
+
+@RANGES
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-20, 1e6])
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("bits", [1, 3])
+def test_constant_tensors_and_single_elements(find_range, value, size, bits):
+    x = torch.full((size,), value)
+    quantizer = Affine(bits, find_range=find_range)
+    quantizer.init_from(x)
+    assert quantizer.calibrated
+    assert quantizer.step >= 1e-8 * (1 - 1e-6)
+    torch.testing.assert_close(quantizer(x), x, rtol=1e-5, atol=1e-8)
+    assert (quantizer(torch.zeros(3)) == 0).all()
+
+
+@RANGES
+def test_negative_data_have_their_zero_at_the_top(find_range):
+    x = -torch.rand(50)
+    quantizer = Affine(3, find_range=find_range)
+    quantizer.init_from(x)
+    assert quantizer.signed
+    assert quantizer.zero_point == 7
+    assert quantizer.levels()[-1] == 0
+    assert (quantizer.levels()[:-1] < 0).all()
+    assert quantizer(torch.tensor(5.0)) == 0
+
+
+@RANGES
+def test_positive_data_have_their_zero_at_the_bottom(find_range):
+    quantizer = Affine(3, find_range=find_range)
+    quantizer.init_from(torch.rand(50))
+    assert quantizer.signed is False
+    assert quantizer.zero_point == 0
+    assert not quantizer.zero_point.signbit()
+    assert quantizer.levels()[0] == 0
+    assert (quantizer.levels()[1:] > 0).all()
+
+
+@RANGES
+def test_an_unsigned_grid_ignores_negative_data(find_range):
+    x = torch.randn(50)
+    one, other = (Affine(3, signed=False, find_range=find_range) for _ in range(2))
+    one.init_from(x)
+    other.init_from(x.clamp(min=0))
+    assert one.step == other.step
+    assert one.zero_point == 0
+    assert (one(x)[x < 0] == 0).all()
+
+
+def test_nothing_but_negative_data_on_an_unsigned_grid():
+    quantizer = Affine(3, signed=False)
+    quantizer.init_from(-torch.rand(9) - 1)
+    assert quantizer.calibrated
+    assert (quantizer(-torch.rand(9)) == 0).all()
+
+
+# --- Forward and backward
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    bits=st.integers(2, 8),
+    shift=st.floats(-2, 2),
+    scale=st.floats(1e-3, 100),
+    seed=st.integers(0, 10**6),
+)
+def test_forward_agrees_with_torch_per_tensor(bits, shift, scale, seed):
+    x = scale * (torch.randn(300, generator=torch.Generator().manual_seed(seed)) + shift)
+    quantizer = Affine(bits, find_range=min_max_range)
+    quantizer.init_from(x)
+    x = 1.5 * x
+    ratio = x / quantizer.step
+    x = torch.cat([x[(ratio - ratio.floor() - 0.5).abs() > 1e-3], torch.zeros(1)])
+    expected = torch.fake_quantize_per_tensor_affine(
+        x, quantizer.step.item(), int(quantizer.zero_point), 0, 2**bits - 1
+    )
+    got = quantizer(x)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    assert got[-1] == 0
+    assert (quantizer.levels() == 0).sum() == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_forward_agrees_with_torch_per_channel(axis):
+    x = torch.randn(5, 4, 50) + torch.linspace(-1, 1, 5)[:, None, None]
+    quantizer = Affine(4, axis=axis, find_range=min_max_range)
+    quantizer.init_from(x)
+    ratio = x / quantizer.step
+    x = torch.where((ratio - ratio.floor() - 0.5).abs() > 1e-3, x, 0)
+    expected = torch.fake_quantize_per_channel_affine(
+        x, quantizer.step.flatten(), quantizer.zero_point.flatten().int(), axis, 0, 15
+    )
+    torch.testing.assert_close(quantizer(x), expected, rtol=1e-6, atol=0)
+    zeros = quantizer(torch.zeros(5, 4, 1))
+    assert (zeros == 0).all()
+
+
+def test_the_gradient_stops_at_the_bounds():
+    quantizer = affine_from(torch.tensor([-1.0, 2.0]), 2, find_range=min_max_range)
+    assert (quantizer.step.item(), quantizer.zero_point.item()) == (1, 1)
+    x = torch.tensor([-3, -1, -0.999, 0, 1.5, 1.999, 2, 9], dtype=torch.float64)
+    x.requires_grad_()
+    y = quantizer(x)
+    y.sum().backward()
+    assert y.tolist() == [-1, -1, -1, 0, 2, 2, 2, 2]
+    assert x.grad.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_ties_go_to_the_even_multiple_of_the_step():
+    quantizer = affine_from(torch.tensor([-3.0, 4.0]), 3, find_range=min_max_range)
+    assert (quantizer.step.item(), quantizer.zero_point.item()) == (1, 3)
+    x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], dtype=torch.float64)
+    assert quantizer(x).tolist() == [-2, -2, 0, 0, 2, 2]
+
+
+def test_nothing_is_trained():
+    quantizer = affine_from(torch.randn(20), 3)
+    assert list(quantizer.parameters()) == []
+    assert [name for name, _ in quantizer.named_buffers()] == ["step", "zero_point"]
+
+
+def test_a_range_of_ones_own():
+    def unit(rows, levels):
+        return -torch.ones(len(rows)), torch.ones(len(rows))
+
+    quantizer = Affine(2, find_range=unit)
+    quantizer.init_from(torch.randn(9))
+    assert quantizer.step.item() == pytest.approx(2 / 3)
