@@ -13,7 +13,7 @@ help:
 	@echo "make quick      the checks of an inner loop, under 90 seconds"
 	@echo "make notebooks  execute all notebooks in place"
 	@echo "make float      train the float network that the notebooks start from (2 minutes)"
-	@echo "make runs       measure again what data/runs holds (about 15 minutes)"
+	@echo "make runs       measure again what data/runs holds (about 12 minutes)"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

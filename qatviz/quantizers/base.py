@@ -135,7 +135,12 @@ class Quantizer(nn.Module):
 
         Returns:
             Shape ``[2^bits]``, or ``[channels, 2^bits]`` where each channel has its own grid.
+
+        Raises:
+            ValueError: If the quantizer is not calibrated.
         """
+        if not self.calibrated:
+            raise ValueError(f"{type(self).__name__}: not calibrated; call init_from(x) first")
         tensors = (*self.parameters(), *self.buffers())
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         codes = torch.arange(self.low, self.high + 1, device=tensors[0].device, dtype=dtype)

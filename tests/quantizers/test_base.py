@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from qatviz.quantizers import Quantizer
+from qatviz.quantizers import LSQ, Quantizer
 from tests.quantizers.conformance import CASES
 
 
@@ -255,3 +255,9 @@ def test_the_table_word_for_word():
         "<tr><th>signed</th><td>False</td></tr>"
         "<tr><th>step</th><td>not calibrated</td></tr></table>"
     )
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_levels_of_a_grid_not_yet_chosen_are_refused(axis):
+    with pytest.raises(ValueError, match="LSQ: not calibrated"):
+        LSQ(2, axis=axis).levels()
