@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -67,14 +68,20 @@ def lab(tmp_path):
 
 
 def _wait_for_address(log: Path, server: subprocess.Popen) -> str:
+    """The printed address, once something answers there."""
     for _ in range(600):
-        found = re.search(r"http://127\.0\.0\.1:\d+/lab\S*token=\w+", log.read_text())
-        if found:
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/lab\S*token=\w+", log.read_text())
+        if found and _answers(int(found.group(1))):
             return found.group(0)
         if server.poll() is not None:
             break
         time.sleep(0.1)
     raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _press(slider, key: str, picture) -> None:
