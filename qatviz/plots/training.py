@@ -15,7 +15,7 @@ def history(ax: Axes, record: History, *, colour: str = COLOURS["quantized"]) ->
     Args:
         ax: Where.
         record: The history of a run.
-        colour: Colour of the first loss term. Default: that of a quantized network.
+        colour: Colour of what was trained. Default: that of a quantized network.
 
     Returns:
         The axes of the loss.
@@ -26,12 +26,14 @@ def history(ax: Axes, record: History, *, colour: str = COLOURS["quantized"]) ->
         ax.plot(epochs, values, "o-", ms=4, color=colour, alpha=1 / (1 + index), label=label)
     ax.set(xlabel="epoch", ylabel="training loss (nats)")
     ax.xaxis.get_major_locator().set_params(integer=True)
+    lines = list(ax.lines)
     if len(record.validation):
         right = ax.twinx()
-        right.plot(epochs, 100 * record.validation, "s--", ms=4, color=COLOURS["float"])
-        right.set_ylabel("validation accuracy (%)", color=COLOURS["float"])
+        style = {"color": colour, "mfc": "white", "label": "validation accuracy"}
+        lines += right.plot(epochs, 100 * record.validation, "s--", ms=4, **style)
+        right.set_ylabel("validation accuracy (%)")
         right.spines["right"].set_visible(True)
-    ax.legend(loc="center right")
+    ax.legend(handles=lines, loc="center right")
     return ax
 
 
