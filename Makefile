@@ -13,14 +13,14 @@ help:
 	@echo "make quick      the checks of an inner loop, under 90 seconds"
 	@echo "make notebooks  execute all notebooks in place"
 	@echo "make float      train the float network that the notebooks start from (2 minutes)"
-	@echo "make runs       measure again what data/runs holds (about 12 minutes)"
+	@echo "make runs       measure again what data/runs holds (five seeds, 2 to 3 minutes each)"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "qatviz needs Python 3.11 or newer; this is `$(PYTHON) --version`. Try make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "Python could not make a virtual environment (on Debian: apt install python3-venv)"; exit 1; }
-	@echo "Installing into $(VENV): about 5 GB, a few minutes the first time."
+	@echo "Installing into $(VENV): about 6 GB, a few minutes the first time."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all]"
 	@touch $(READY)
 

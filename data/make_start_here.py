@@ -1,8 +1,8 @@
 """Measure what notebook 00 shows over five seeds: float, rounded to 2 bits, trained at 2 bits.
 
 For each seed: a float network from scratch; the same network with weights and inputs rounded
-to the nearest of four levels; and the same network fine-tuned with LSQ. About 12 minutes on
-two cores. Give seeds as arguments to run fewer.
+to the nearest of four levels; and the same network fine-tuned with LSQ. Two to
+three minutes a seed on two cores. Give seeds as arguments to run fewer.
 """
 
 import json

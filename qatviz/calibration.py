@@ -37,7 +37,8 @@ def calibrate(model: nn.Module, batches: Batches) -> None:
     shapes = sorted({tuple(b.shape[1:]) for b in batches})
     if len(shapes) > 1:
         raise ValueError(f"calibrate: images must all have one shape, got {shapes}")
-    check_images(model, images := torch.cat(batches))
+    images = torch.cat(batches)
+    _check_finite(images)
     if not activation_quantizers(model):
         raise ValueError("calibrate: the model has no activation quantizer; see summary(model)")
     # On a copy, so that the model changes only if everything succeeds.
@@ -46,8 +47,7 @@ def calibrate(model: nn.Module, batches: Batches) -> None:
     for name in list(waiting):
         waiting[name].register_forward_pre_hook(_init_once(name, waiting))
     found = dict(waiting)
-    with torch.no_grad():
-        twin(images.to(_device(twin)))
+    _try(twin, images)
     if waiting:
         raise ValueError(f"calibrate: the forward pass did not reach {', '.join(waiting)}")
     for name, quantizer in activation_quantizers(model).items():
@@ -79,12 +79,21 @@ def check_images(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ValueError: If the images are not finite, or the model fails on their shape.
     """
+    _check_finite(images)
+    return _try(copy.deepcopy(model).eval(), images[:2])
+
+
+def _check_finite(images: Tensor) -> None:
     if not images.isfinite().all():
         first = int((~images.flatten(1).isfinite().all(1)).nonzero()[0])
         raise ValueError(f"images hold values that are not finite, first in image {first}")
+
+
+@torch.no_grad()
+def _try(model: nn.Module, images: Tensor) -> Tensor:
+    """Run the model; what it says of images that it cannot take becomes a clear error."""
     try:
-        with torch.no_grad():
-            return copy.deepcopy(model).eval()(images[:2].to(_device(model)))
+        return model(images.to(_device(model)))
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"the model cannot take images of shape {list(images.shape[1:])} "

@@ -1,6 +1,7 @@
 """Surgery: a float model in, a quantized copy out, with the same parameter names."""
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -140,6 +141,7 @@ def load_float(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if key in state and state[key].shape != value.shape
     ]
     problems += [f"{key} is not finite" for key in wanted if not _finite(state.get(key))]
+    problems += [] if problems else _grids_refused(model, state)
     if problems:
         raise ValueError("not a float checkpoint of this model: " + "; ".join(problems))
     model.load_state_dict(dict(state), strict=False)
@@ -237,14 +239,37 @@ def _patterns(patterns: Iterable[str], argument: str) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+def _grids_refused(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """What the weight quantizers, on trial, say against the weights of a checkpoint."""
+    refused = []
+    for name, layer in quantized_layers(model).items():
+        if isinstance(getattr(layer, "weight_quantizer", None), Quantizer):
+            try:
+                copy.deepcopy(layer.weight_quantizer).init_from(state[f"{name}.weight"].float())
+            except ValueError as error:
+                refused.append(f"{name}.weight: {error}")
+    return refused
+
+
 def _check_factories(**choices: Choice) -> None:
     for argument, choice in choices.items():
         for factory in choice.values() if isinstance(choice, Mapping) else (choice,):
-            if isinstance(factory, nn.Module) or not (factory is None or callable(factory)):
+            if not (factory is None or _makes_something(factory)):
                 raise ValueError(
                     f"{argument} must be a factory that makes a quantizer for each layer, such "
                     f"as partial(LSQ, bits=2), got {factory!r}"
                 )
+
+
+def _makes_something(factory: object) -> bool:
+    """Whether it can be called without arguments; a module, which can be called, is none."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        return False
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def _finite(value: Tensor | None) -> bool:

@@ -89,6 +89,7 @@ class Run:
             "rate": self.schedule.rate,
             "batch": self.schedule.batch,
             "seed": self.schedule.seed,
+            "time": f"{self.seconds:.0f} s",
         }
         cells = "".join(
             f"<tr><th>{html.escape(key)}</th><td>{value}</td></tr>" for key, value in rows.items()

@@ -16,8 +16,8 @@ class Schedule:
         batch: Images per step, ≥ 1. Default: 128 (He et al. 2016, arXiv 1512.03385,
             section 4.2).
         rate: Highest learning rate of weights and quantizer parameters, > 0. Default: 0.1
-            (He et al. 2016, section 4.2); fine-tuning a quantized network wants about a
-            tenth (LSQ, arXiv 1902.08153, section 3: 0.01).
+            (He et al. 2016, section 4.2). For fine-tuning a quantized network LSQ has 0.01
+            (arXiv 1902.08153, section 3); the notebooks fine-tune for a few epochs at 0.1 (ours).
         warmup: Share of the steps over which the rate rises from zero, 0 to 1. Default: 0.1
             (ours); after it the rate falls to zero along a cosine (LSQ, section 3).
         momentum: Momentum of SGD, 0 to 1, Nesterov's. Default: 0.9 (He et al. 2016).

@@ -443,7 +443,29 @@ def test_check_ready_names_what_is_not_calibrated():
     check_ready(small_cnn(width=2))
 
 
-@pytest.mark.parametrize("choice", [LSQ(2), {"*": LSQ(2)}])
+@pytest.mark.parametrize(
+    "choice", [LSQ(2), {"*": LSQ(2)}, LSQ], ids=["made", "in a map", "bits open"]
+)
 def test_refuses_what_is_no_factory(choice):
     with pytest.raises(ValueError, match="weights must be a factory"):
         quantize(nn.Sequential(nn.Linear(2, 2)), choice, None)
+
+
+def test_an_uncalibrated_model_refuses_to_infer():
+    student = quantize(nn.Sequential(nn.Linear(2, 2)), partial(LSQ, 2), partial(LSQ, 2)).eval()
+    with pytest.raises(ValueError, match="not calibrated, so there is no grid"):
+        student(torch.rand(3, 2))
+
+
+def test_load_float_refuses_weights_without_a_grid_and_changes_nothing():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.abs_()
+    student = quantize(model, partial(LSQ, 1, signed=False), None)
+    student[0].weight_quantizer = LSQ(1)
+    student[0].weight_quantizer.init_from(model[0].weight.detach())
+    before = copy.deepcopy(student.state_dict())
+    state = {"0.weight": -model[0].weight.detach(), "0.bias": model[0].bias.detach() + 1}
+    with pytest.raises(ValueError, match="0.weight: LSQ: bits of a signed grid"):
+        load_float(student, state)
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())

@@ -109,7 +109,17 @@ class Quantizer(nn.Module):
 
         Returns:
             The nearest levels (as the quantizer defines them), the shape and type of ``x``.
+            NaN if the sign was given but the grid not yet chosen: ``evaluate``, ``fit`` and
+            the analyses refuse such a model on entry.
+
+        Raises:
+            ValueError: If the quantizer is not calibrated and its sign is still to be decided.
         """
+        if self.signed is None:
+            raise ValueError(
+                f"{type(self).__name__}: not calibrated, so there is no grid to round to; "
+                f"call calibrate(model, batches), or init_from(x)"
+            )
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         # A float64 grid with an axis would otherwise widen a float32 input.
         return self.dequantize(self.codes(wide)).to(x.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qatviz import analysis, plots
 from qatviz.quantizers import LSQ
+from qatviz.quantizers.base import BITS
 from qatviz.records import Histogram, TransferCurve
 from qatviz.widgets.explorer import Explorer
 
@@ -24,7 +25,14 @@ def bit_explorer(tensor: Float[Tensor, "*shape"], *, label: str, bits: int = 2) 
 
     Returns:
         An explorer; ``result`` is the transfer curve and the histogram.
+
+    Raises:
+        ValueError: If bits are outside 1 to 8, or the tensor is empty or not finite.
     """
+    if bits not in BITS:
+        raise ValueError(f"bit_explorer: bits must be from 1 to 8, got {bits}")
+    if tensor.numel() == 0 or not tensor.isfinite().all():
+        raise ValueError(f"bit_explorer: {list(tensor.shape)} values of {label!r}, not all finite")
     tensor = tensor.detach().float()
     reach = 1.1 * tensor.abs().max().item()
 

@@ -73,7 +73,7 @@ def test_lowest_and_highest_code(bits, signed, low, high):
 
 
 def test_the_three_things_a_subclass_writes():
-    quantizer = Quantizer(4)
+    quantizer = Quantizer(4, signed=True)
     x = torch.randn(3)
     for method in (quantizer.codes, quantizer.dequantize, quantizer.init_from, quantizer):
         with pytest.raises(NotImplementedError):

@@ -55,3 +55,15 @@ def test_draws_staircase_left_and_values_right(weights):
     left, right = figure.axes
     assert left.get_xlabel() == "input x"
     assert right.get_title().startswith("weights")
+
+
+@pytest.mark.parametrize("bits", [0, 9])
+def test_refuses_bits_outside_the_slider(weights, bits):
+    with pytest.raises(ValueError, match=f"bits must be from 1 to 8, got {bits}"):
+        bit_explorer(weights, label="weights", bits=bits)
+
+
+@pytest.mark.parametrize("tensor", [torch.empty(0), torch.tensor([1.0, float("nan")])])
+def test_refuses_what_has_no_histogram(tensor):
+    with pytest.raises(ValueError, match="'weights', not all finite"):
+        bit_explorer(tensor, label="weights")
