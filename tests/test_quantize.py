@@ -466,6 +466,6 @@ def test_load_float_refuses_weights_without_a_grid_and_changes_nothing():
     student[0].weight_quantizer.init_from(model[0].weight.detach())
     before = copy.deepcopy(student.state_dict())
     state = {"0.weight": -model[0].weight.detach(), "0.bias": model[0].bias.detach() + 1}
-    with pytest.raises(ValueError, match="0.weight: LSQ: bits of a signed grid"):
+    with pytest.raises(ValueError, match=r"0\.weight: LSQ: bits of a signed grid"):
         load_float(student, state)
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
