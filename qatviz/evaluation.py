@@ -1,6 +1,7 @@
 """One number for a model on a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -58,15 +59,29 @@ def predict(model: nn.Module, data: Split) -> tuple[Logits, Labels]:
     Returns:
         Logits ``[images, classes]`` and labels ``[images]``, on the CPU.
     """
-    modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model):
+        logits = [model(images.to(device)).float().cpu() for images, _ in data.batches(500)]
+    return torch.cat(logits), data.labels.cpu()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and each of its modules back in its own afterwards.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Nothing.
+    """
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        logits = [model(images.to(device)).float().cpu() for images, _ in data.batches(500)]
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
-    return torch.cat(logits), data.labels.cpu()
 
 
 def check_fit(model: nn.Module, data: Split) -> None:

@@ -141,13 +141,12 @@ def load_float(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if key in state and state[key].shape != value.shape
     ]
     problems += [f"{key} is not finite" for key in wanted if not _finite(state.get(key))]
-    problems += [] if problems else _grids_refused(model, state)
-    if problems:
+    grids, refused = ({}, []) if problems else _new_grids(model, state)
+    if problems := problems + refused:
         raise ValueError("not a float checkpoint of this model: " + "; ".join(problems))
     model.load_state_dict(dict(state), strict=False)
-    for layer in quantized_layers(model).values():
-        if isinstance(getattr(layer, "weight_quantizer", None), Quantizer):
-            layer.weight_quantizer.init_from(layer.weight.detach().float())
+    for name, grid in grids.items():
+        model.get_submodule(name).weight_quantizer.load_state_dict(grid.state_dict())
 
 
 def float_state(model: nn.Module) -> dict[str, Tensor]:
@@ -239,16 +238,19 @@ def _patterns(patterns: Iterable[str], argument: str) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-def _grids_refused(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """What the weight quantizers, on trial, say against the weights of a checkpoint."""
-    refused = []
+def _new_grids(
+    model: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Quantizer], list[str]]:
+    """Weight quantizers, as copies, for the weights of a checkpoint; and what they refused."""
+    grids, refused = {}, []
     for name, layer in quantized_layers(model).items():
         if isinstance(getattr(layer, "weight_quantizer", None), Quantizer):
+            grids[name] = copy.deepcopy(layer.weight_quantizer)
             try:
-                copy.deepcopy(layer.weight_quantizer).init_from(state[f"{name}.weight"].float())
+                grids[name].init_from(state[f"{name}.weight"].detach().float())
             except ValueError as error:
                 refused.append(f"{name}.weight: {error}")
-    return refused
+    return grids, refused
 
 
 def _check_factories(**choices: Choice) -> None:

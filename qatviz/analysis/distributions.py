@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qatviz.calibration import check_images
+from qatviz.evaluation import evaluating
 from qatviz.quantize import check_ready, quantizable_layers, quantized_layers
 from qatviz.quantizers import Quantizer
 from qatviz.records import Histogram
@@ -97,15 +98,13 @@ def activation_histograms(
 
         return layer.register_forward_pre_hook(hook)
 
-    modes = {module: module.training for module in model.modules()}
     hooks = [watch(name, layer) for name, layer in layers.items()]
     try:
-        model.eval()(images.to(next(model.parameters(), images).device))
+        with evaluating(model):
+            model(images.to(next(model.parameters(), images).device))
     finally:
         for handle in hooks:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return found
 
 

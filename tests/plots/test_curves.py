@@ -2,7 +2,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import same_color
-from matplotlib.figure import Figure
 
 from qatviz.plots import COLOURS, surrogate_gradient, transfer_curve
 from qatviz.records import TransferCurve
@@ -15,16 +14,6 @@ CURVE = TransferCurve(
     levels=np.array([-1.0, 0.0, 1.0]),
     label="LSQ, 2 bit",
 )
-
-
-@pytest.fixture
-def ax(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a plot shows nothing and makes no figure")
-
-    monkeypatch.setattr(plt, "show", refuse)
-    monkeypatch.setattr(plt, "figure", refuse)
-    return Figure().add_subplot()
 
 
 @pytest.mark.parametrize("draw", [transfer_curve, surrogate_gradient])

@@ -2,7 +2,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import same_color
-from matplotlib.figure import Figure
 
 from qatviz.plots import COLOURS, histogram
 from qatviz.records import Histogram
@@ -18,16 +17,6 @@ def record(levels=(-1.0, 0.0, 1.0, 2.0), used=(1, 2, 1, 0)):
         mean_squared_error=0.01 if len(levels) else 0.0,
         signal=1.0,
     )
-
-
-@pytest.fixture
-def ax(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a plot shows nothing and makes no figure")
-
-    monkeypatch.setattr(plt, "show", refuse)
-    monkeypatch.setattr(plt, "figure", refuse)
-    return Figure().add_subplot()
 
 
 def level_lines(ax):

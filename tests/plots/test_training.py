@@ -14,16 +14,6 @@ RECORD = History(
 )
 
 
-@pytest.fixture
-def ax(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a plot shows nothing and makes no figure")
-
-    monkeypatch.setattr(plt, "show", refuse)
-    monkeypatch.setattr(plt, "figure", refuse)
-    return Figure().add_subplot()
-
-
 def test_history_draws_each_term_over_the_epochs(ax):
     assert history(ax, RECORD) is ax
     assert [line.get_label() for line in ax.lines] == ["cross entropy", "kd"]
