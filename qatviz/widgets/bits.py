@@ -29,10 +29,7 @@ def bit_explorer(tensor: Float[Tensor, "*shape"], *, label: str, bits: int = 2) 
     Raises:
         ValueError: If bits are outside 1 to 8, or the tensor is empty or not finite.
     """
-    if bits not in BITS:
-        raise ValueError(f"bit_explorer: bits must be from 1 to 8, got {bits}")
-    if tensor.numel() == 0 or not tensor.isfinite().all():
-        raise ValueError(f"bit_explorer: {list(tensor.shape)} values of {label!r}, not all finite")
+    check_start(tensor, bits, label)
     tensor = tensor.detach().float()
     reach = 1.1 * tensor.abs().max().item()
 
@@ -69,3 +66,20 @@ def draw_bits(figure: Figure, result: tuple[TransferCurve, Histogram]) -> None:
     left, right = figure.subplots(1, 2)
     plots.transfer_curve(left, curve)
     plots.histogram(right, histogram)
+
+
+def check_start(tensor: Float[Tensor, "*shape"], bits: int, label: str) -> None:
+    """Refuse what an explorer of one tensor cannot start from.
+
+    Args:
+        tensor: Weights or activations.
+        bits: Where the slider of bits starts.
+        label: Name of the tensor, for the message.
+
+    Raises:
+        ValueError: If bits are outside 1 to 8, or the tensor is empty or not finite.
+    """
+    if bits not in BITS:
+        raise ValueError(f"explorer of {label!r}: bits must be from 1 to 8, got {bits}")
+    if tensor.numel() == 0 or not tensor.isfinite().all():
+        raise ValueError(f"explorer of {label!r}, not all finite: {list(tensor.shape)} values")

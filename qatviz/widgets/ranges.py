@@ -9,6 +9,7 @@ from qatviz import analysis, plots
 from qatviz.analysis.grids import scaled_range
 from qatviz.quantizers import Affine
 from qatviz.records import Histogram, RangeSweep
+from qatviz.widgets.bits import check_start
 from qatviz.widgets.explorer import Explorer
 
 Result = tuple[Histogram, RangeSweep, float]
@@ -25,7 +26,11 @@ def range_explorer(tensor: Float[Tensor, "*shape"], *, label: str, bits: int = 3
     Returns:
         An explorer; ``result`` is the histogram, the sweep over all ranges, and the share of
         the min-max range that was chosen.
+
+    Raises:
+        ValueError: If bits are outside 1 to 8, or the tensor is empty or not finite.
     """
+    check_start(tensor, bits, label)
     tensor = tensor.detach().float()
     sweeps: dict[int, RangeSweep] = {}
 
