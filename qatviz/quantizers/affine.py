@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn.functional import hardtanh
 from typing_extensions import override
 
-from qatviz.quantizers.base import Quantizer
+from qatviz.quantizers.base import SMALLEST_STEP, Quantizer
 from qatviz.quantizers.straight_through import straight_through
 
-SMALLEST_STEP = 1e-8
 CANDIDATES = 100
 
 Rows = Float[Tensor, "rows elements"]

@@ -4,7 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from qatviz.quantizers.straight_through import straight_through
+
 BITS = range(1, 9)
+SMALLEST_STEP = 1e-8
 
 
 class Quantizer(nn.Module):
@@ -18,8 +21,17 @@ class Quantizer(nn.Module):
     is float32 or better: float16 and bfloat16 inputs are promoted, and come back as they came.
 
     Subclasses write ``codes``, ``dequantize`` and ``init_from``, and name in ``bits_allowed``
-    what their mathematics allows. ``symmetric_hessian`` is False where the backward pass is
-    no derivative of any function, so that second derivatives are not symmetric.
+    what their mathematics allows. ``per_channel`` is False where the paper has one grid per
+    tensor only. ``symmetric_hessian`` is False where the backward pass is no derivative of any
+    function, so that second derivatives are not symmetric. Where training computes something
+    else than ``dequantize(codes(x))``, such as noise, or the same thing faster, ``_quantize``
+    says it.
+
+    What is at the edges: an infinite value is clipped like any large one, and has no gradient;
+    where the gradient of a parameter needs the value itself it becomes NaN, and the checks of
+    ``fit`` name the quantizer. NaN stays NaN. Denormal numbers are numbers. A step below
+    ``SMALLEST_STEP`` (1e-8), which an optimizer may bring about, counts as ``SMALLEST_STEP``
+    and goes on learning. An empty tensor passes, and gives parameters a gradient of zero.
 
     Args:
         bits: Bits per code, 1 to 8 (or fewer choices, by subclass).
@@ -39,6 +51,7 @@ class Quantizer(nn.Module):
     """
 
     symmetric_hessian = True
+    per_channel = True
 
     def __init__(self, bits: int, *, signed: bool | None = None, axis: int | None = None) -> None:
         super().__init__()
@@ -48,6 +61,11 @@ class Quantizer(nn.Module):
         self.axis = axis
         self.batched = False
         self._check_bits()
+        if axis is not None and not self.per_channel:
+            raise ValueError(
+                f"{type(self).__name__} has one grid for the whole tensor, as in its paper: "
+                f"axis must be None, got {axis!r}"
+            )
 
     @classmethod
     def bits_allowed(cls, signed: bool | None) -> range:
@@ -64,8 +82,13 @@ class Quantizer(nn.Module):
     def _check_bits(self) -> None:
         allowed = self.bits_allowed(self.signed)
         is_integer = isinstance(self.bits, int) and not isinstance(self.bits, bool)
+        kind = {True: "signed ", False: "unsigned ", None: ""}[self.signed]
+        if not allowed:
+            raise ValueError(
+                f"{type(self).__name__} has no {kind}grid, but signed=True was given or the data "
+                f"have negative values; signed=False clips those at zero"
+            )
         if not is_integer or self.bits not in allowed:
-            kind = {True: "signed ", False: "unsigned ", None: ""}[self.signed]
             raise ValueError(
                 f"{type(self).__name__}: bits of a {kind}grid must be an integer from "
                 f"{allowed.start} to {allowed.stop - 1}, got {self.bits!r}"
@@ -122,7 +145,11 @@ class Quantizer(nn.Module):
             )
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         # A float64 grid with an axis would otherwise widen a float32 input.
-        return self.dequantize(self.codes(wide)).to(x.dtype)
+        return self._quantize(wide).to(x.dtype)
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        """What ``forward`` computes, in float32 or better."""
+        return self.dequantize(self.codes(x))
 
     @property
     def low(self) -> int:
@@ -136,15 +163,25 @@ class Quantizer(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        """Whether every parameter and buffer is finite, as they are after ``init_from``."""
-        return all(t.isfinite().all() for t in (*self.parameters(), *self.buffers()))
+        """Whether the sign is decided and all parameters and buffers are finite."""
+        tensors = (*self.parameters(), *self.buffers())
+        return self.signed is not None and all(bool(t.isfinite().all()) for t in tensors)
+
+    def bit_width(self) -> Float[Tensor, ""]:
+        """The bits per code as a number that may carry a gradient, for ``cost``.
+
+        Returns:
+            A scalar; where bits are learned, differentiable in what they are learned through.
+        """
+        return torch.tensor(float(self.bits))
 
     @torch.no_grad()
     def levels(self) -> Float[Tensor, "*grid levels"]:
         """All levels of the grid, lowest code first.
 
         Returns:
-            Shape ``[2^bits]``, or ``[channels, 2^bits]`` where each channel has its own grid.
+            Shape ``[levels]``, or ``[channels, levels]`` where each channel has its own grid;
+            there are 2^bits levels, or fewer where the paper has fewer.
 
         Raises:
             ValueError: If the quantizer is not calibrated.
@@ -152,8 +189,9 @@ class Quantizer(nn.Module):
         if not self.calibrated:
             raise ValueError(f"{type(self).__name__}: not calibrated; call init_from(x) first")
         tensors = (*self.parameters(), *self.buffers())
-        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-        codes = torch.arange(self.low, self.high + 1, device=tensors[0].device, dtype=dtype)
+        like = tensors[0] if tensors else torch.empty(0)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        codes = torch.arange(self.low, self.high + 1, device=like.device, dtype=dtype)
         if self.axis is None:
             return self.dequantize(codes)
         grids = max((t.shape for t in tensors), key=len)
@@ -193,6 +231,15 @@ class Quantizer(nn.Module):
         shape[self.axis] = x.shape[self.axis]
         return values.reshape(shape)
 
+    def _sharing(self, x: Tensor) -> int:
+        """How many numbers share a grid, the images of a batch counted once: LSQ's N."""
+        shared = x.numel()
+        if self.axis is not None:
+            shared //= x.shape[self.axis]
+        if self.batched:
+            shared //= max(x.shape[0], 1)
+        return shared
+
     def get_extra_state(self) -> Tensor:
         """Bits and signedness for ``state_dict``: ``[bits, signed]``, −1 while undecided.
 
@@ -218,6 +265,10 @@ class Quantizer(nn.Module):
                 f"this quantizer has {self.bits}"
             )
         self.signed = None if signed < 0 else bool(signed)
+
+    def _positive(self, step: Tensor) -> Tensor:
+        """The step, or ``SMALLEST_STEP`` where the optimizer went below; it learns in both."""
+        return straight_through(step.clamp(min=SMALLEST_STEP), step)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         """Let a grid that is not yet chosen take the shape that the state has."""

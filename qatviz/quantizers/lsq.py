@@ -1,15 +1,50 @@
 """Learned step size quantization."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import hardtanh
 from typing_extensions import override
 
-from qatviz.quantizers.base import BITS, Quantizer
+from qatviz.quantizers.base import BITS, SMALLEST_STEP, Quantizer
+from qatviz.quantizers.fused import fusible, lsq_fused
 from qatviz.quantizers.straight_through import straight_through
+
+Rows = Float[Tensor, "rows elements"]
+FindStep = Callable[[Rows, int], Float[Tensor, "rows"]]
+
+
+def mean_step(rows: Rows, high: int) -> Float[Tensor, "rows"]:
+    """LSQ's initial step, 2·mean|v|/√Q_P.
+
+    Args:
+        rows: One row per grid.
+        high: Q_P, the highest code.
+
+    Returns:
+        One step per row.
+
+    Source: Esser et al. 2020, arXiv 1902.08153, section 2.1.
+    """
+    return 2 * rows.abs().mean(1) / math.sqrt(high)
+
+
+def three_sigma_step(rows: Rows, high: int) -> Float[Tensor, "rows"]:
+    """LSQ+'s initial step of weights, max(|μ − 3σ|, |μ + 3σ|)/2^(b−1).
+
+    Args:
+        rows: One row per grid.
+        high: Q_P, the highest code of a signed grid: 2^(b−1) − 1.
+
+    Returns:
+        One step per row.
+
+    Source: Bhalgat et al. 2020, arXiv 2004.09576 (LSQ+), section 3.
+    """
+    mean, deviation = rows.mean(1), rows.std(1, correction=0)
+    return (mean.abs() + 3 * deviation) / (high + 1)
 
 
 class LSQ(Quantizer):
@@ -32,11 +67,16 @@ class LSQ(Quantizer):
     Signed: Q_N = 2^(b−1), Q_P = 2^(b−1) − 1; unsigned: Q_N = 0, Q_P = 2^b − 1. One signed bit
     has Q_P = 0 and is refused: g and the initial step would divide by zero.
 
+    Plain training takes a fused forward and backward (``fused.py``); second derivatives,
+    ``torch.func`` and ``torch.compile`` take the formulas of this class.
+
     Args:
         bits: Bits per code: 2 to 8 signed, 1 to 8 unsigned.
         signed: See ``Quantizer``. Default: None: signed if the data have negative values
             (the paper: weights signed, activations after ReLU unsigned; section 2).
         axis: See ``Quantizer``. Default: None: one step per layer (paper, section 2).
+        find_step: ``(rows, Q_P) -> steps``, the initial step. Default: ``mean_step`` (paper,
+            section 2.1); LSQ+ starts its weights from ``three_sigma_step``.
 
     Raises:
         ValueError: If the bits are not allowed.
@@ -45,8 +85,16 @@ class LSQ(Quantizer):
     equations 1 to 5 and sections 2.1, 2.2.
     """
 
-    def __init__(self, bits: int, *, signed: bool | None = None, axis: int | None = None) -> None:
+    def __init__(
+        self,
+        bits: int,
+        *,
+        signed: bool | None = None,
+        axis: int | None = None,
+        find_step: FindStep = mean_step,
+    ) -> None:
         super().__init__(bits, signed=signed, axis=axis)
+        self.find_step = find_step
         self.step = nn.Parameter(torch.tensor(math.nan))
 
     @classmethod
@@ -56,14 +104,28 @@ class LSQ(Quantizer):
 
     @override
     def codes(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        ratio = x / self._scaled_step(x)
-        # hardtanh is the clip whose gradient is zero on the bounds themselves, as in equation 3.
-        clipped = hardtanh(ratio, self.low, self.high)
-        return straight_through(clipped.round(), clipped)
+        return self._codes(x, self._scaled(self.step, x))
 
     @override
     def dequantize(self, codes: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return codes * self._scaled_step(codes)
+        return codes * self._scaled(self.step, codes)
+
+    def _codes(self, x: Tensor, step: Tensor) -> Tensor:
+        low, high = self.low * step, self.high * step
+        # where, not clamp: on the bounds the gradient is the step's, as in equation 3.
+        clipped = torch.where(x <= low, low, torch.where(x >= high, high, x)) / step
+        return straight_through(clipped.round(), clipped)
+
+    def _formulas(self, x: Tensor, step: Tensor) -> Tensor:
+        step = self._scaled(step, x)
+        return self._codes(x, step) * step
+
+    @override
+    def _quantize(self, x: Tensor) -> Tensor:
+        if self.axis is None and fusible(x, self.step):
+            scale = self.gradient_scale(x)
+            return lsq_fused(x, self.step, self.low, self.high, scale, self._formulas)
+        return self._formulas(x, self.step)
 
     def gradient_scale(self, x: Float[Tensor, "*shape"]) -> float:
         """The factor g on the gradient of the step (section 2.2).
@@ -74,20 +136,17 @@ class LSQ(Quantizer):
         Returns:
             1/√(N · Q_P), N the elements that share a step, without the batch axis.
         """
-        shared = x.numel()
-        if self.axis is not None:
-            shared //= x.shape[self.axis]
-        if self.batched:
-            shared //= max(x.shape[0], 1)
-        return 1 / math.sqrt(max(shared, 1) * self.high)
+        return 1 / math.sqrt(max(self._sharing(x), 1) * self.high)
 
-    def _scaled_step(self, x: Tensor) -> Tensor:
-        return straight_through(self.step, self.step * self.gradient_scale(x))
+    def _scaled(self, step: Tensor, x: Tensor) -> Tensor:
+        """The step, with g on its gradient."""
+        step = self._positive(step)
+        return straight_through(step, step * self.gradient_scale(x))
 
     @override
     @torch.no_grad()
     def init_from(self, x: Float[Tensor, "*shape"]) -> None:
-        """Set the step to 2·mean|v|/√Q_P (section 2.1), in place.
+        """Set the step with ``find_step``, in place.
 
         Args:
             x: Weights, or a batch of activations, finite, not empty.
@@ -96,7 +155,7 @@ class LSQ(Quantizer):
             ValueError: If ``x`` is empty or not finite, or negative data meet a single bit.
         """
         self._begin(x)
-        mean = self._per_grid(self._rows(x.abs()).mean(1), x)
+        step = self._per_grid(self.find_step(self._rows(x), self.high), x)
         # An all-zero channel has no scale; any positive step represents it exactly.
-        mean = torch.where(mean == 0, torch.ones_like(mean), mean)
-        self.step.data = 2 * mean.to(self.step.dtype) / math.sqrt(self.high)
+        step = torch.where(step == 0, torch.ones_like(step), step).clamp(min=SMALLEST_STEP)
+        self.step.data = step.to(self.step.dtype)

@@ -1,19 +1,21 @@
-"""What every quantizer must know how to do: the cases, and the literal oracle of each class.
+"""What every quantizer must know how to do: what a case is, and what the suite does with it.
 
-A new quantizer is found by itself through ``qatviz.quantizers.__all__``. Give it a row in
-``CASES``: how to build it, and its forward and backward written out for one number at a time.
+A new quantizer is found by itself through ``qatviz.quantizers.__all__``. Its case stands in its
+own test, as ``CASES = {Class: Case(...)}`` in ``test_NAME.py``: how to build it, and its forward
+and backward written out for one number at a time.
 """
 
-import math
+import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from qatviz import quantizers
-from qatviz.quantizers import LSQ, Affine, Quantizer, min_max_range
+from qatviz.quantizers import Quantizer
 
 SHAPE = (4, 3, 5, 2)
 
@@ -43,6 +45,13 @@ class Case:
 
     make: Callable[..., Quantizer]
     oracle: Callable[..., tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]
+    levels: Callable[[int, bool], int] = lambda bits, signed: 2**bits
+    # Whether levels live where the numbers live, so that a level quantizes to itself.
+    idempotent: bool = True
+    # Whether a parameter has one entry per number, so that only one shape passes.
+    one_shape: bool = False
+    # Whether training computes something else than evaluation: the suite then evaluates.
+    evaluates: bool = False
 
 
 def grid_of(index, config):
@@ -50,51 +59,14 @@ def grid_of(index, config):
     return 0 if config.axis is None else index[config.axis]
 
 
-def lsq_oracle(state, x, upstream, config):
-    """Equations 1 to 5 of Esser et al., one element after another."""
-    steps = state["step"].reshape(-1)
-    q_n = 2 ** (config.bits - 1) if config.signed else 0
-    q_p = 2 ** (config.bits - 1) - 1 if config.signed else 2**config.bits - 1
-    value, grad_x, grad_step = np.zeros_like(x), np.zeros_like(x), np.zeros_like(steps)
-    sharing = [0] * len(steps)
-    for index in np.ndindex(*x.shape):
-        if not config.batched or index[0] == 0:
-            sharing[grid_of(index, config)] += 1
-    for index in np.ndindex(*x.shape):
-        grid = grid_of(index, config)
-        ratio = float(x[index] / steps[grid])
-        if ratio <= -q_n:
-            code, d_x, d_step = -q_n, 0.0, -q_n
-        elif ratio >= q_p:
-            code, d_x, d_step = q_p, 0.0, q_p
-        else:
-            code = round(ratio)
-            d_x, d_step = 1.0, code - ratio
-        g = 1 / math.sqrt(sharing[grid] * q_p)
-        value[index] = code * steps[grid]
-        grad_x[index] = upstream[index] * d_x
-        grad_step[grid] += upstream[index] * d_step * g
-    return value, grad_x, {"step": grad_step.reshape(state["step"].shape)}
-
-
-def affine_oracle(state, x, upstream, config):
-    """q = clip(round(x/s) + z, 0, n − 1), x̂ = (q − z)·s, one element after another."""
-    steps, zero_points = state["step"].reshape(-1), state["zero_point"].reshape(-1)
-    value, grad_x = np.zeros_like(x), np.zeros_like(x)
-    last = 2**config.bits - 1
-    for index in np.ndindex(*x.shape):
-        s, z = steps[grid_of(index, config)], zero_points[grid_of(index, config)]
-        ratio = float(x[index] / s)
-        value[index] = (min(max(round(ratio) + z, 0), last) - z) * s
-        grad_x[index] = upstream[index] * (1.0 if 0 < ratio + z < last else 0.0)
-    return value, grad_x, {}
-
-
-CASES = {
-    LSQ: Case(LSQ, lsq_oracle),
-    # The searched range costs seconds at 8 bits; ``test_affine.py`` tests it.
-    Affine: Case(partial(Affine, find_range=min_max_range), affine_oracle),
-}
+@functools.cache
+def cases():
+    """The case of every class, from the ``CASE`` of each ``test_NAME.py`` beside this file."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        module = importlib.import_module(f"tests.quantizers.{path.stem}")
+        found |= getattr(module, "CASES", {})
+    return found
 
 
 def quantizer_classes():
@@ -116,14 +88,15 @@ def configs(cls, bits=(1, 2, 4, 8), signs=(True, False)):
         for signed in signs
         if b in cls.bits_allowed(signed)
         for axis, batched in placements
+        if axis is None or cls.per_channel
     ]
 
 
 def fresh(cls, config):
     """A quantizer of this class that has seen no data and must take the sign from them."""
-    quantizer = CASES[cls].make(config.bits, axis=config.axis)
+    quantizer = cases()[cls].make(config.bits, axis=config.axis)
     quantizer.batched = config.batched
-    return quantizer
+    return quantizer.eval() if cases()[cls].evaluates else quantizer
 
 
 def sample(config, seed=0):

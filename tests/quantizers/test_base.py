@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qatviz.quantizers import LSQ, Quantizer
-from tests.quantizers.conformance import CASES
+from tests.quantizers.conformance import cases
 
 
 class Halves(Quantizer):
@@ -28,7 +28,7 @@ class Halves(Quantizer):
         self.step.data = self._per_grid(largest, x) / 2 ** (self.bits - 1)
 
 
-EVERY = [*CASES, Halves]
+EVERY = [*cases(), Halves]
 every = pytest.mark.parametrize("cls", EVERY)
 
 
@@ -117,7 +117,7 @@ def test_an_axis_that_the_data_lack_is_refused(cls, axis, shape):
 @every
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
 def test_one_grid_per_index_of_the_axis(cls, axis):
-    make = CASES[cls].make if cls in CASES else cls
+    make = cases()[cls].make if cls in cases() else cls
     quantizer = make(4, axis=axis)
     x = torch.randn(2, 3, 5)
     quantizer.init_from(x)

@@ -10,7 +10,37 @@ from torch import nn
 from torch.func import functional_call
 
 from qatviz.quantizers import LSQ
-from tests.quantizers.conformance import Config, lsq_oracle, state_of
+from tests.quantizers.conformance import Case, Config, grid_of, state_of
+
+
+def lsq_oracle(state, x, upstream, config):
+    """Equations 1 to 5 of Esser et al., one element after another."""
+    steps = state["step"].reshape(-1)
+    q_n = 2 ** (config.bits - 1) if config.signed else 0
+    q_p = 2 ** (config.bits - 1) - 1 if config.signed else 2**config.bits - 1
+    value, grad_x, grad_step = np.zeros_like(x), np.zeros_like(x), np.zeros_like(steps)
+    sharing = [0] * len(steps)
+    for index in np.ndindex(*x.shape):
+        if not config.batched or index[0] == 0:
+            sharing[grid_of(index, config)] += 1
+    for index in np.ndindex(*x.shape):
+        grid = grid_of(index, config)
+        ratio = float(x[index] / steps[grid])
+        if x[index] <= -q_n * steps[grid]:
+            code, d_x, d_step = -q_n, 0.0, -q_n
+        elif x[index] >= q_p * steps[grid]:
+            code, d_x, d_step = q_p, 0.0, q_p
+        else:
+            code = round(ratio)
+            d_x, d_step = 1.0, code - ratio
+        g = 1 / math.sqrt(sharing[grid] * q_p)
+        value[index] = code * steps[grid]
+        grad_x[index] = upstream[index] * d_x
+        grad_step[grid] += upstream[index] * d_step * g
+    return value, grad_x, {"step": grad_step.reshape(state["step"].shape)}
+
+
+CASES = {LSQ: Case(LSQ, lsq_oracle)}
 
 
 def with_step(step, bits, signed, axis=None, batched=False):
