@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help lab lint test quick notebooks float runs format clean
+.PHONY: help lab lint test quick notebooks bench float runs format clean
 
 help:
 	@echo "make lab        open JupyterLab on the first notebook"
 	@echo "make test       all checks: lint, import directions, tests, notebooks, browser"
 	@echo "make quick      the checks of an inner loop, under 90 seconds"
 	@echo "make notebooks  execute all notebooks in place"
+	@echo "make bench      measure speed and memory beside the peers (10 minutes, alone on the machine)"
 	@echo "make float      train the float network that the notebooks start from (2 minutes)"
 	@echo "make runs       measure again what data/runs holds (five seeds, 2 to 3 minutes each)"
 
@@ -48,6 +49,10 @@ float: $(READY)
 
 runs: $(READY)
 	$(BIN)/python data/make_start_here.py
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,bench]"
+	$(BIN)/python benchmarks/quantizers.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -197,12 +197,23 @@ def check_ready(model: nn.Module) -> None:
     Raises:
         ValueError: If a quantizer has a parameter or buffer that is not finite; names all.
     """
-    bad = [name for name, quantizer in quantizers(model).items() if not quantizer.calibrated]
-    if bad:
+    if bad := not_ready(model):
         raise ValueError(
             f"quantizers that are not calibrated (a parameter is not finite): {', '.join(bad)}; "
             f"call calibrate(model, batches) first"
         )
+
+
+def not_ready(model: nn.Module) -> list[str]:
+    """The quantizers that have no grid yet, or lost it.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Names of the quantizers with a parameter or buffer that is not finite.
+    """
+    return [name for name, quantizer in quantizers(model).items() if not quantizer.calibrated]
 
 
 def _survey(model: nn.Module) -> list[tuple[str, nn.Module, str | None]]:

@@ -31,6 +31,8 @@ class Run:
         seconds: Wall-clock time of the training.
         schedule: How it was trained.
         machine: Processor, threads, versions: what ``describe_machine`` returns.
+        compile_seconds: Part of ``seconds`` that ``torch.compile`` took (what the first step
+            took more than the second); 0 where nothing was compiled.
     """
 
     label: str
@@ -39,6 +41,7 @@ class Run:
     seconds: float
     schedule: Schedule
     machine: dict[str, str | int]
+    compile_seconds: float = 0.0
 
     def save(self, path: str | Path) -> None:
         """Write the run as one JSON file, whole or not at all.
@@ -91,6 +94,8 @@ class Run:
             "seed": self.schedule.seed,
             "time": f"{self.seconds:.0f} s",
         }
+        if self.compile_seconds:
+            rows["time"] += f", of which compiling {self.compile_seconds:.0f} s"
         cells = "".join(
             f"<tr><th>{html.escape(key)}</th><td>{value}</td></tr>" for key, value in rows.items()
         )

@@ -4,6 +4,7 @@ import pickle
 from functools import partial
 from itertools import chain, pairwise
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from qatviz.methods.base import labelled_cross_entropy
 from qatviz.quantize import quantize
 from qatviz.quantizers import LSQ
 from qatviz.schedule import Schedule
+from tests.quantizers.conformance import cases
 
 fit = partial(qatviz.training.fit, accelerator="cpu")
 MEAN, STD = 0.45, 0.25
@@ -376,3 +378,74 @@ def test_nan_hidden_in_the_data_is_found_by_the_loss():
     data.images[-1] = math.nan  # beyond the images that are tried on entry
     with pytest.raises(ValueError, match="not finite at step 0: cross_entropy = nan"):
         fit(tiny(), CrossEntropy(), data, TEST, Schedule(epochs=1, batch=22))
+
+
+# --- Compiled
+
+
+def test_a_compiled_run_learns_the_same_and_says_what_compiling_took(monkeypatch):
+    # Dynamo cannot trace the shape checks that the test run adds to every function; without a
+    # C++ compiler the graphs are traced, joined and run as they are.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = tiny(), tiny()
+    compiled.load_state_dict(plain.state_dict())
+    seen = []
+    torch.compiler.reset()
+    expected = fit(plain, CrossEntropy(), TRAIN, TEST, SCHEDULE)
+    run = fit(
+        compiled,
+        CrossEntropy(),
+        TRAIN,
+        TEST,
+        SCHEDULE,
+        [lambda step, model: seen.append(model)],
+        compile=True,
+    )
+    assert expected.compile_seconds == 0
+    assert 0 < run.compile_seconds < run.seconds
+    np.testing.assert_allclose(
+        run.history.terms["cross_entropy"], expected.history.terms["cross_entropy"], rtol=1e-4
+    )
+    assert all(model is compiled for model in seen)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+# --- Quantizers that lose their grid
+
+
+def first_number(quantizer):
+    return next(iter((*quantizer.parameters(), *quantizer.buffers())), None)
+
+
+@pytest.mark.parametrize("cls", list(cases()))
+def test_a_quantizer_that_loses_its_grid_is_named_on_entry_and_after_an_epoch(cls):
+    quantizer = cls(2, signed=False)
+    quantizer.init_from(torch.rand(10))
+    if cases()[cls].one_shape:
+        quantizer = cls(2)
+        quantizer.init_from(torch.randn(4, 1, 3, 3))
+    if first_number(quantizer) is None:
+        return  # It has no number of its own that could be lost.
+    model = tiny(quantized=False)
+    model.lost = quantizer
+
+    def lose(step, model):
+        if step == 4:
+            first_number(model.lost).data.view(-1)[0] = math.inf
+
+    with pytest.raises(ValueError, match=r"after epoch 1 .* not finite: lost$"):
+        fit(model, CrossEntropy(), TRAIN, TEST, SCHEDULE, [lose])
+    with pytest.raises(ValueError, match=r"not calibrated .*: lost;"):
+        fit(model, CrossEntropy(), TRAIN, TEST, SCHEDULE)
+
+
+def test_a_loss_that_is_not_finite_names_the_quantizer_that_is_not():
+    model = tiny()
+
+    def lose(step, model):
+        model[5].input_quantizer.step.data.fill_(math.nan)
+
+    with pytest.raises(ValueError, match=r"cross_entropy = nan; 5\.input_quantizer holds a number"):
+        fit(model, CrossEntropy(), TRAIN, TEST, SCHEDULE, [lose])

@@ -11,6 +11,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
+from qatviz.quantize import check_ready
 from tests.quantizers.conformance import (
     SHAPE,
     by_grid,
@@ -510,3 +511,84 @@ def test_the_table_says_what_the_repr_says(cls, config):
         assert html.startswith("<table>")
         assert html.endswith("</table>")
         assert f"<caption>{cls.__name__}</caption>" in html
+
+
+# --- At the edges (documented in Quantizer)
+
+
+@every(bits=(2, 8))
+def test_an_infinite_value_is_clipped_like_a_large_one(cls, config):
+    quantizer, x = ready(cls, config)
+    large, infinite = x.clone(), x.clone()
+    for tensor, value in ((large, 1e30), (infinite, torch.inf)):
+        tensor[:, :, 0], tensor[:, :, 1] = value, -value
+    assert quantizer(infinite).isfinite().all()
+    assert torch.equal(quantizer(infinite), quantizer(large))
+
+
+@every(bits=(2, 8))
+def test_an_infinite_value_has_no_gradient_and_spoils_no_other(cls, config):
+    quantizer, x = ready(cls, config)
+    x[:, :, 0], x[:, :, 1] = torch.inf, -torch.inf
+    x.requires_grad_()
+    quantizer(x).pow(2).sum().backward()
+    assert (x.grad[:, :, :2] == 0).all()
+    assert x.grad.isfinite().all()
+
+
+@every(bits=(2, 8))
+def test_not_a_number_stays_not_a_number(cls, config):
+    quantizer, x = ready(cls, config)
+    x[0, 0, 0, 0] = torch.nan
+    assert quantizer(x)[0, 0, 0, 0].isnan()
+
+
+@every(bits=(2, 8))
+def test_a_denormal_number_is_rounded_like_the_number_next_to_zero(cls, config):
+    quantizer, x = ready(cls, config)
+    tiny, small = x.clone(), x.clone()
+    for tensor, value in ((tiny, 1e-40), (small, 1e-30)):
+        tensor[:, :, 0], tensor[:, :, 1] = value, -value
+    assert torch.equal(quantizer(tiny), quantizer(small))
+
+
+@every(bits=(2, 8))
+@pytest.mark.parametrize("value", [0.0, 1e-40, 0.5, -0.5])
+def test_data_without_a_range_give_a_grid(cls, config, value):
+    value = value if config.signed else abs(value)
+    quantizer = fresh(cls, config)
+    quantizer.signed, quantizer._decides_sign = config.signed, False
+    x = torch.full(SHAPE, value)
+    quantizer.init_from(x)
+    assert quantizer.calibrated
+    assert quantizer(x).isfinite().all()
+    if cases()[cls].idempotent:
+        assert quantizer(torch.zeros(SHAPE)).abs().max() <= 0.51 * max(abs(value), 1e-6)
+
+
+@every(bits=(2, 8))
+@pytest.mark.parametrize("value", [0.0, -1e-3, -1.0])
+def test_a_parameter_at_zero_or_below_still_rounds_and_learns(cls, config, value):
+    quantizer, x = ready(cls, config)
+    for name, parameter in quantizer.named_parameters():
+        twin = copy.deepcopy(quantizer)
+        moved = dict(twin.named_parameters())[name]
+        moved.data = torch.full_like(parameter, value)
+        y = twin(x)
+        y.pow(2).sum().backward()
+        assert y.isfinite().all(), name
+        assert moved.grad is None or moved.grad.isfinite().all(), name
+
+
+@every(bits=(2,))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_number_of_its_own_that_is_not_finite_is_found_by_name(cls, config, value):
+    model = torch.nn.ModuleDict({"first": ready(cls, config)[0], "second": ready(cls, config)[0]})
+    check_ready(model)
+    for tensor in tensors_of(model["second"]).values():
+        before = tensor.detach().clone()
+        tensor.data.view(-1)[0] = value
+        with pytest.raises(ValueError, match=r"not finite.*: second;"):
+            check_ready(model)
+        tensor.data.copy_(before)
+    check_ready(model)
