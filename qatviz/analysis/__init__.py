@@ -19,6 +19,20 @@ from qatviz.analysis.steps import (
     step_ratios,
 )
 from qatviz.analysis.toys import staircase_loss, train_weight
+from qatviz.analysis.zoo import (
+    decibels,
+    learn_grid,
+    learn_grids,
+    measured_mu,
+    released,
+    unified_view,
+    zoo_curve,
+    zoo_curves,
+    zoo_errors,
+    zoo_names,
+    zoo_quantizer,
+    zoo_unit,
+)
 
 __all__ = [
     "LSQWithoutScale",
@@ -26,10 +40,15 @@ __all__ = [
     "accuracy_by_bits",
     "activation_histograms",
     "channel_sqnr",
+    "decibels",
     "descent",
     "gradient_agreement",
     "histogram",
+    "learn_grid",
+    "learn_grids",
+    "measured_mu",
     "range_sweep",
+    "released",
     "scaled_range",
     "sqnr_by_bits",
     "staircase_loss",
@@ -39,6 +58,13 @@ __all__ = [
     "symmetric_range",
     "train_weight",
     "transfer_curve",
+    "unified_view",
     "weight_histograms",
     "without_surrogate",
+    "zoo_curve",
+    "zoo_curves",
+    "zoo_errors",
+    "zoo_names",
+    "zoo_quantizer",
+    "zoo_unit",
 ]

@@ -37,8 +37,8 @@ def transfer_curve(
         raise ValueError(f"transfer_curve: one grid is needed, got one per axis {quantizer.axis}")
     if not low < high or points < 2:
         raise ValueError(f"transfer_curve: low < high and points ≥ 2, got {low}, {high}, {points}")
-    step = next(t for t in (*quantizer.parameters(), *quantizer.buffers()))
-    x = torch.linspace(low, high, points, device=step.device, requires_grad=True)
+    like = next((t for t in (*quantizer.parameters(), *quantizer.buffers())), torch.empty(0))
+    x = torch.linspace(low, high, points, device=like.device, requires_grad=True)
     y = quantizer(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     return TransferCurve(

@@ -15,21 +15,25 @@ from qatviz.plots.steps import step_errors, step_gradient, step_ratios, step_siz
 from qatviz.plots.style import COLOURS, use_style
 from qatviz.plots.toys import loss_gradients, one_weight, staircase_loss
 from qatviz.plots.training import accuracy_dots, history
+from qatviz.plots.zoo import compared, learned_grids, released, zoo_curve, zoo_curves, zoo_errors
 
 __all__ = [
     "COLOURS",
     "accuracy_dots",
     "bits_curve",
     "channel_sqnr",
+    "compared",
     "descent",
     "gradient_agreement",
     "histogram",
     "history",
     "image_grid",
+    "learned_grids",
     "loss_gradients",
     "one_weight",
     "range_minima",
     "range_sweep",
+    "released",
     "six_decibels",
     "staircase_loss",
     "step_errors",
@@ -40,4 +44,7 @@ __all__ = [
     "surrogate_gradient",
     "transfer_curve",
     "use_style",
+    "zoo_curve",
+    "zoo_curves",
+    "zoo_errors",
 ]

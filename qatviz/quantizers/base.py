@@ -194,7 +194,8 @@ class Quantizer(nn.Module):
         codes = torch.arange(self.low, self.high + 1, device=like.device, dtype=dtype)
         if self.axis is None:
             return self.dequantize(codes)
-        grids = max((t.shape for t in tensors), key=len)
+        # Of the tensors with an axis, the smallest: others have one entry per number.
+        grids = min((t.shape for t in tensors), key=lambda shape: (-len(shape), shape.numel()))
         return torch.stack([self.dequantize(c.expand(grids)).flatten() for c in codes], dim=-1)
 
     def _begin(self, x: Tensor) -> None:

@@ -48,10 +48,18 @@ class Case:
     levels: Callable[[int, bool], int] = lambda bits, signed: 2**bits
     # Whether levels live where the numbers live, so that a level quantizes to itself.
     idempotent: bool = True
+    # Whether other data give another grid, or the constructor alone says where it starts.
+    from_data: bool = True
+    # The factor between levels and outputs, where each forward takes it from its tensor.
+    scale: Callable[[torch.Tensor, Config], torch.Tensor | float] = lambda x, config: 1.0
+    # How many of the lowest codes nothing is rounded to, but for the last digit.
+    unreached: int = 0
     # Whether a parameter has one entry per number, so that only one shape passes.
     one_shape: bool = False
     # Whether training computes something else than evaluation: the suite then evaluates.
     evaluates: bool = False
+    # Whether a gradient reaches the numbers that are quantized.
+    trains_input: bool = True
 
 
 def grid_of(index, config):
@@ -97,6 +105,21 @@ def fresh(cls, config):
     quantizer = cases()[cls].make(config.bits, axis=config.axis)
     quantizer.batched = config.batched
     return quantizer.eval() if cases()[cls].evaluates else quantizer
+
+
+def has_numbers(cls):
+    """Whether the grid has numbers of its own, parameters or buffers, that can be not chosen."""
+    quantizer = cases()[cls].make(4)
+    return any(True for _ in (*quantizer.parameters(), *quantizer.buffers()))
+
+
+def init_larger(quantizer, config, factor):
+    """Give a quantizer the grid of data ``factor`` times as large as ``sample``."""
+    quantizer.init_from(factor * sample(config))
+    if not cases()[type(quantizer)].from_data:
+        for tensor in (*quantizer.parameters(), *quantizer.buffers()):
+            tensor.data *= factor
+    return quantizer
 
 
 def sample(config, seed=0):
