@@ -12,7 +12,7 @@ from qatviz.datasets import Split
 from qatviz.evaluation import evaluate
 from qatviz.quantize import quantize
 from qatviz.quantizers import Affine, lp_range, min_max_range
-from qatviz.quantizers.affine import Bounds, Rows
+from qatviz.quantizers.ranges import Bounds, Rows
 from qatviz.records import BitsCurve, ChannelSQNR, RangeSweep
 
 FindRange = Callable[[Rows, int], Bounds]

@@ -1,7 +1,7 @@
 """The mathematics: tensors in, tensors on a grid out. Torch only; no model, no data."""
 
 from qatviz.quantizers.adaround import AdaRound, rounding_beta, rounding_penalty
-from qatviz.quantizers.affine import Affine, fixed_range, lp_range, min_max_range
+from qatviz.quantizers.affine import Affine
 from qatviz.quantizers.affine_lsq import AffineLSQ
 from qatviz.quantizers.as_released import ReleasedDoReFa, released_lsq, released_pact
 from qatviz.quantizers.base import Quantizer
@@ -11,6 +11,7 @@ from qatviz.quantizers.lsq import LSQ, mean_step, three_sigma_step
 from qatviz.quantizers.lsq_plus import LSQPlus
 from qatviz.quantizers.nipq import NIPQ, histogram_noise, released_range, uniform_noise
 from qatviz.quantizers.pact import PACT
+from qatviz.quantizers.ranges import fixed_range, lp_range, min_max_range
 from qatviz.quantizers.straight_through import straight_through
 
 __all__ = [

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 from typing_extensions import override
 
-from qatviz.quantizers.affine import Affine, Bounds, Rows, lp_range
+from qatviz.quantizers.affine import Affine
+from qatviz.quantizers.ranges import Bounds, Rows, lp_range
 from qatviz.quantizers.straight_through import straight_through
 
 

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from qatviz.quantizers.affine import Affine, Bounds, Rows, min_max_range
-from qatviz.quantizers.straight_through import straight_through
+from qatviz.quantizers.base import BITS
+from qatviz.quantizers.lsq import LSQ
+from qatviz.quantizers.ranges import Bounds, Rows, choose_grid, min_max_range
 
 
-class AffineLSQ(Affine):
-    """``Affine`` with a learned step: what Consistency Regularization and PD-Quant train.
+class AffineLSQ(LSQ):
+    """``LSQ`` on the grid of ``Affine``: what Consistency Regularization and PD-Quant train.
 
     Forward, with step s, zero point z and n = 2^b − 1::
 
@@ -20,7 +22,7 @@ class AffineLSQ(Affine):
 
     Backward::
 
-        ∂x̂/∂x = 1  where 0 < x/s + z < n, else 0
+        ∂x̂/∂x = 1  where −z·s < x < (n − z)·s, else 0
         ∂x̂/∂s = (q − z) − (x/s) · 1[0 < x/s + z < n]
         and ∂L/∂s is multiplied by g = 1/√(N · n)
 
@@ -54,9 +56,41 @@ class AffineLSQ(Affine):
         axis: int | None = None,
         find_range: Callable[[Rows, int], Bounds] = min_max_range,
     ) -> None:
-        super().__init__(bits, signed=signed, axis=axis, find_range=find_range)
-        self.step = nn.Parameter(self.step)
+        super().__init__(bits, signed=signed, axis=axis)
+        self.find_range = find_range
+        self.register_buffer("zero_point", torch.tensor(math.nan))
 
+    @classmethod
+    @override
+    def bits_allowed(cls, signed: bool | None) -> range:
+        return BITS
+
+    @property
+    @override
+    def low(self) -> int:
+        """The lowest code: 0, whatever the sign; the zero point says which code is zero."""
+        return 0
+
+    @override
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        return self.low - self.zero_point, self.high - self.zero_point
+
+    @override
+    def codes(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return super().codes(x) + self.zero_point
+
+    @override
+    def dequantize(self, codes: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return super().dequantize(codes - self.zero_point)
+
+    @override
+    def _quantize(self, x: Tensor) -> Tensor:
+        # The compiler cannot read the zero point as a number.
+        if torch.compiler.is_compiling():
+            return self._formulas(x, self.step)
+        return super()._quantize(x)
+
+    @override
     def gradient_scale(self, x: Float[Tensor, "*shape"]) -> float:
         """The factor g on the gradient of the step.
 
@@ -70,6 +104,18 @@ class AffineLSQ(Affine):
         return 1 / math.sqrt(max(shared, 1) * self.high)
 
     @override
-    def _step_for(self, x: Tensor) -> Tensor:
-        step = self._positive(self.step)
-        return straight_through(step, step * self.gradient_scale(x))
+    @torch.no_grad()
+    def init_from(self, x: Float[Tensor, "*shape"]) -> None:
+        """Choose step and zero point with ``find_range``, in place.
+
+        Args:
+            x: Weights, or a batch of activations, finite, not empty.
+
+        Raises:
+            ValueError: If ``x`` is empty or not finite.
+        """
+        self._begin(x)
+        levels = 2**self.bits
+        step, zero_point = choose_grid(self._rows(x), levels, self.signed, self.find_range)
+        self.step.data = self._per_grid(step, x).to(self.step.dtype)
+        self.zero_point.data = self._per_grid(zero_point, x).to(self.step.dtype)

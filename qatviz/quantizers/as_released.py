@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from qatviz.quantizers.affine import Affine, fixed_range
+from qatviz.quantizers.affine import Affine
 from qatviz.quantizers.base import BITS, SMALLEST_STEP, Quantizer
 from qatviz.quantizers.lsq import LSQ
+from qatviz.quantizers.ranges import fixed_range
 from qatviz.quantizers.straight_through import straight_through
 
 EPSILON = 1e-5

@@ -33,8 +33,8 @@ def fusible(*tensors: Tensor) -> bool:
 def lsq_fused(
     x: Float[Tensor, "*shape"],
     step: Float[Tensor, ""],
-    low: int,
-    high: int,
+    low: int | Float[Tensor, ""],
+    high: int | Float[Tensor, ""],
     scale: float,
     formulas: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "*shape"]:
@@ -53,8 +53,8 @@ def lsq_fused(
     Args:
         x: What is quantized, float32 or float64.
         step: s, one for the whole tensor.
-        low: −Q_N.
-        high: Q_P.
+        low: −Q_N, where the grid begins, in steps.
+        high: Q_P, where it ends.
         scale: The factor g on the gradient of the step.
         formulas: ``(x, step) -> x̂``, the same, differentiable any number of times.
 
@@ -63,6 +63,7 @@ def lsq_fused(
     """
     # The compiler's graph has no second backward, and cannot hold a function.
     formulas = None if torch.compiler.is_compiling() else formulas
+    low, high = (end.item() if isinstance(end, Tensor) else end for end in (low, high))
     return _LSQ.apply(x, step, low, high, scale, formulas)
 
 
@@ -73,8 +74,8 @@ class _LSQ(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         step: Tensor,
-        low: int,
-        high: int,
+        low: float,
+        high: float,
         scale: float,
         formulas: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> Tensor:
@@ -100,7 +101,7 @@ class _LSQ(torch.autograd.Function):
 
 
 def _by_hand(
-    upstream: Tensor, x: Tensor, step: Tensor, y: Tensor, low: int, high: int, scale: float
+    upstream: Tensor, x: Tensor, step: Tensor, y: Tensor, low: float, high: float, scale: float
 ) -> tuple[Tensor, Tensor]:
     positive = max(step.item(), SMALLEST_STEP)
     to_x = torch.ops.aten.hardtanh_backward(upstream, x, low * positive, high * positive)
@@ -114,7 +115,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _traced(
-    upstream: Tensor, x: Tensor, step: Tensor, y: Tensor, low: int, high: int, scale: float
+    upstream: Tensor, x: Tensor, step: Tensor, y: Tensor, low: float, high: float, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The same sums as one expression, which the compiler turns into one loop."""
     positive = step.clamp(min=SMALLEST_STEP)

@@ -111,7 +111,7 @@ class LSQ(Quantizer):
         return codes * self._scaled(self.step, codes)
 
     def _codes(self, x: Tensor, step: Tensor) -> Tensor:
-        low, high = self.low * step, self.high * step
+        low, high = (end * step for end in self._ends())
         # where, not clamp: on the bounds the gradient is the step's, as in equation 3.
         clipped = torch.where(x <= low, low, torch.where(x >= high, high, x)) / step
         return straight_through(clipped.round(), clipped)
@@ -124,8 +124,12 @@ class LSQ(Quantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         if self.axis is None and fusible(x, self.step):
             scale = self.gradient_scale(x)
-            return lsq_fused(x, self.step, self.low, self.high, scale, self._formulas)
+            return lsq_fused(x, self.step, *self._ends(), scale, self._formulas)
         return self._formulas(x, self.step)
+
+    def _ends(self) -> tuple[int, int] | tuple[Tensor, Tensor]:
+        """Where the grid ends, in steps from zero."""
+        return self.low, self.high
 
     def gradient_scale(self, x: Float[Tensor, "*shape"]) -> float:
         """The factor g on the gradient of the step (section 2.2).

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from qatviz.quantizers.affine import Bounds, Rows, lp_range
 from qatviz.quantizers.base import SMALLEST_STEP, Quantizer
+from qatviz.quantizers.ranges import Bounds, Rows, lp_range
 from qatviz.quantizers.straight_through import straight_through
 
 squared_error_range = partial(lp_range, p=2.0)

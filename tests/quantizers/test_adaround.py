@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatviz.quantizers import AdaRound, affine, lp_range, min_max_range
+from qatviz.quantizers import AdaRound, lp_range, min_max_range, ranges
 from qatviz.quantizers.adaround import rounding_beta, rounding_penalty
 from tests.quantizers.conformance import Case, Config, grid_of, state_of
 
@@ -152,7 +152,7 @@ def test_the_two_dimensional_search_at_eight_bits():
 def test_how_many_candidates_there_are(bits, count):
     x = torch.tensor([-0.7, 0.1, 1.0], dtype=torch.float64)
     bounds = torch.arange(2**bits, dtype=torch.float64)
-    low, high = affine._candidates(x.min(), x.max(), bounds, 2**bits)
+    low, high = ranges._candidates(x.min(), x.max(), bounds, 2**bits)
     assert low.numel() == high.numel() == count
     wanted = list(candidates_of(x.numpy(), 2**bits))
     np.testing.assert_allclose(

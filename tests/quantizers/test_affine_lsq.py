@@ -27,7 +27,7 @@ def affine_lsq_oracle(state, x, upstream, config):
         s, z = steps[grid], zero_points[grid]
         ratio = float(x[index] / s)
         code = min(max(round(ratio) + z, 0), n)
-        inside = 0 < ratio + z < n
+        inside = -z * s < x[index] < (n - z) * s
         g = 1 / math.sqrt(sharing[grid] * n)
         value[index] = (code - z) * s
         grad_x[index] = upstream[index] * inside

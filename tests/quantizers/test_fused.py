@@ -4,12 +4,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call, grad, jvp, vmap
 
-from qatviz.quantizers import LSQ, fused
+from qatviz.quantizers import LSQ, AffineLSQ, fused
 
 
 def lsq(step, bits=2, signed=False):
     quantizer = LSQ(bits, signed=signed)
     quantizer.step.data = torch.as_tensor(step)
+    return quantizer
+
+
+def affine_lsq(step, bits, zero_point):
+    quantizer = AffineLSQ(bits, signed=True)
+    quantizer.step.data = torch.as_tensor(step)
+    quantizer.zero_point.data = torch.tensor(zero_point, dtype=quantizer.step.dtype)
     return quantizer
 
 
@@ -51,7 +58,10 @@ def problems(draw):
     ).double()
     x = (x * step).permute(layout)
     upstream = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    return lsq(torch.tensor(step, dtype=torch.float64), bits, signed), x, upstream
+    step = torch.tensor(step, dtype=torch.float64)
+    if draw(st.booleans()):
+        return affine_lsq(step, bits, float(draw(st.integers(0, 2**bits - 1)))), x, upstream
+    return lsq(step, bits, signed), x, upstream
 
 
 @settings(max_examples=200, deadline=None)
