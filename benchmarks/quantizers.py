@@ -160,11 +160,7 @@ def input_shapes(model: nn.Module, images: Tensor) -> list[torch.Size]:
 
 def single_tensors() -> list[Row]:
     """Time and peak memory per element of every quantizer, beside torch's fused one."""
-    rows = []
-    for what, shape in (("activation", ACTIVATION), ("weight", WEIGHT)):
-        for bits in (2, 8):
-            rows += one_tensor(what, shape, bits)
-    return rows
+    return [*one_tensor("activation", ACTIVATION, 4), *one_tensor("weight", WEIGHT, 4)]
 
 
 def one_tensor(what: str, shape: tuple[int, ...], bits: int) -> list[Row]:
