@@ -9,15 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from qatviz.quantizers.base import SMALLEST_STEP, Quantizer
+from qatviz.quantizers.base import BITS, SMALLEST_STEP
+from qatviz.quantizers.lsq import LSQ
 from qatviz.quantizers.ranges import Bounds, Rows, lp_range
 from qatviz.quantizers.straight_through import straight_through
 
 squared_error_range = partial(lp_range, p=2.0)
 
 
-class LSQPlus(Quantizer):
-    """Learned step and learned offset, for activations that do not begin at zero.
+class LSQPlus(LSQ):
+    """``LSQ`` of x − β, with a learned offset β: for activations that do not begin at zero.
 
     Forward, with step s, offset β and n = 2^b − 1::
 
@@ -60,8 +61,12 @@ class LSQPlus(Quantizer):
     ) -> None:
         super().__init__(bits, signed=signed, axis=axis)
         self.find_range = find_range
-        self.step = nn.Parameter(torch.tensor(math.nan))
         self.offset = nn.Parameter(torch.tensor(math.nan))
+
+    @classmethod
+    @override
+    def bits_allowed(cls, signed: bool | None) -> range:
+        return BITS
 
     @property
     @override
@@ -71,33 +76,20 @@ class LSQPlus(Quantizer):
 
     @override
     def codes(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        step, offset = self._scaled(x)
-        # Compared with the levels themselves, on which the gradient is that of step and offset.
-        below, above = x <= offset, x >= self.high * step + offset
-        ratio = (torch.where(below | above, offset, x) - offset) / step
-        ratio = torch.where(below, 0, torch.where(above, self.high, ratio))
-        return straight_through(ratio.round(), ratio)
+        return super().codes(x - self._offset(x))
 
     @override
     def dequantize(self, codes: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        step, offset = self._scaled(codes)
-        return codes * step + offset
+        return super().dequantize(codes) + self._offset(codes)
 
-    def gradient_scale(self, x: Float[Tensor, "*shape"]) -> float:
-        """The factor g on the gradients of step and offset.
+    @override
+    def _quantize(self, x: Tensor) -> Tensor:
+        offset = self._offset(x)
+        return super()._quantize(x - offset) + offset
 
-        Args:
-            x: The tensor being quantized; only its shape counts.
-
-        Returns:
-            1/√(N · n), N the elements that share a grid, without the batch axis.
-        """
-        return 1 / math.sqrt(max(self._sharing(x), 1) * self.high)
-
-    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Step and offset, with g on their gradients."""
-        g, step = self.gradient_scale(x), self._positive(self.step)
-        return straight_through(step, step * g), straight_through(self.offset, self.offset * g)
+    def _offset(self, x: Tensor) -> Tensor:
+        """The offset, with g on its gradient."""
+        return straight_through(self.offset, self.offset * self.gradient_scale(x))
 
     @override
     @torch.no_grad()

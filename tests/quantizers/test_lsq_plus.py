@@ -35,9 +35,9 @@ def lsq_plus_oracle(state, x, upstream, config):
     for index in np.ndindex(*x.shape):
         grid = grid_of(index, config)
         s, beta = steps[grid], offsets[grid]
-        if x[index] <= beta:
+        if x[index] - beta <= 0:
             code, d_x, d_step, d_offset = 0, 0.0, 0, 1.0
-        elif x[index] >= n * s + beta:
+        elif x[index] - beta >= n * s:
             code, d_x, d_step, d_offset = n, 0.0, n, 1.0
         else:
             v = float((x[index] - beta) / s)
