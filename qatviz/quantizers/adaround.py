@@ -152,7 +152,7 @@ def rounding_penalty(
     Returns:
         A scalar.
     """
-    if step / total < warm_up:
-        return torch.zeros(())
+    on = step / total >= warm_up
     beta = rounding_beta(step, total, warm_up)
-    return weight * torch.stack([quantizer.penalty(beta) for quantizer in quantizers]).sum()
+    total_penalty = torch.stack([quantizer.penalty(beta) for quantizer in quantizers]).sum()
+    return weight * total_penalty if on else torch.zeros_like(total_penalty)

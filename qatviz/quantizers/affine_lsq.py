@@ -87,7 +87,7 @@ class AffineLSQ(LSQ):
     def _quantize(self, x: Tensor) -> Tensor:
         # The compiler cannot read the zero point as a number.
         if torch.compiler.is_compiling():
-            return self._formulas(x, self.step)
+            return self._formulas(x, self.step, *self._ends())
         return super()._quantize(x)
 
     @override

@@ -30,8 +30,9 @@ class Quantizer(nn.Module):
     What is at the edges: an infinite value is clipped like any large one, and has no gradient;
     where the gradient of a parameter needs the value itself it becomes NaN, and the checks of
     ``fit`` name the quantizer. NaN stays NaN. Denormal numbers are numbers. A step below
-    ``SMALLEST_STEP`` (1e-8), which an optimizer may bring about, counts as ``SMALLEST_STEP``
-    and goes on learning. An empty tensor passes, and gives parameters a gradient of zero.
+    ``SMALLEST_STEP`` (1e-8), which an optimizer may bring about, counts as ``SMALLEST_STEP`` and
+    goes on learning (EWGS's bounds and NIPQ's range hardly do: see there). An empty tensor
+    passes, and gives parameters a gradient of zero.
 
     Args:
         bits: Bits per code, 1 to 8 (or fewer choices, by subclass).
@@ -84,10 +85,10 @@ class Quantizer(nn.Module):
         is_integer = isinstance(self.bits, int) and not isinstance(self.bits, bool)
         kind = {True: "signed ", False: "unsigned ", None: ""}[self.signed]
         if not allowed:
-            raise ValueError(
-                f"{type(self).__name__} has no {kind}grid, but signed=True was given or the data "
-                f"have negative values; signed=False clips those at zero"
-            )
+            why = "signed=False was given, or nothing in the data is negative"
+            if self.signed:
+                why = "signed=True was given, or the data have negative values (signed=False clips)"
+            raise ValueError(f"{type(self).__name__} has no {kind}grid, but {why}")
         if not is_integer or self.bits not in allowed:
             raise ValueError(
                 f"{type(self).__name__}: bits of a {kind}grid must be an integer from "
@@ -237,7 +238,7 @@ class Quantizer(nn.Module):
         shared = x.numel()
         if self.axis is not None:
             shared //= x.shape[self.axis]
-        if self.batched:
+        if self.batched and x.ndim:
             shared //= max(x.shape[0], 1)
         return shared
 
@@ -257,18 +258,26 @@ class Quantizer(nn.Module):
             state: What ``get_extra_state`` returned.
 
         Raises:
-            ValueError: If the state is that of another bit-width.
+            ValueError: If the state is that of another bit-width, or of the other sign than the
+                one that was given at construction.
         """
-        bits, signed = (int(v) for v in state)
+        bits, signed = (int(v) for v in state[:2])
         if bits != self.bits:
             raise ValueError(
                 f"{type(self).__name__}: the state holds a grid of {bits} bits, "
                 f"this quantizer has {self.bits}"
             )
-        self.signed = None if signed < 0 else bool(signed)
+        if not self._decides_sign and signed == (not self.signed):
+            raise ValueError(
+                f"{type(self).__name__}: the state holds {'a signed' if signed else 'an unsigned'} "
+                f"grid, this quantizer was made with signed={self.signed}"
+            )
+        if self._decides_sign:
+            self.signed = None if signed < 0 else bool(signed)
 
     def _positive(self, step: Tensor) -> Tensor:
         """The step, or ``SMALLEST_STEP`` where the optimizer went below; it learns in both."""
+        step = widened(step)
         return straight_through(step.clamp(min=SMALLEST_STEP), step)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
@@ -297,6 +306,18 @@ class Quantizer(nn.Module):
         rows = (part.split("=", 1) for part in self.extra_repr().split(", "))
         cells = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows)
         return f"<table><caption>{type(self).__name__}</caption>{cells}</table>"
+
+
+def widened(number: Tensor) -> Tensor:
+    """A parameter in the type that quantizers compute in.
+
+    Args:
+        number: Any floating tensor.
+
+    Returns:
+        float32 or better: in float16 the smallest step would be zero.
+    """
+    return number.to(torch.promote_types(number.dtype, torch.float32))
 
 
 def _brief(tensor: Tensor) -> str:

@@ -26,8 +26,9 @@ class EWGS(Quantizer):
 
         g_n = g_q·(1 + δ·sign(g_q)·(x_n − x_q))
 
-    a larger step for a number that its gradient carries away from its level's centre, a smaller
-    one for a number carried towards it; δ = 0 is straight-through. Then, with m = 1 where
+    a larger step for a number that descent carries towards its level (it has further to go to
+    the next threshold), a smaller one for a number carried away from it; δ = 0 is
+    straight-through. Then, with m = 1 where
     0 ≤ (x − l)/(u − l) ≤ 1 and 0 elsewhere (clipped numbers teach the bounds nothing, unlike in
     LSQ)::
 
@@ -36,6 +37,10 @@ class EWGS(Quantizer):
 
     Because g_n depends on the sign of g_q it is no derivative of any function, and second
     derivatives are not symmetric for δ > 0; they hold x_n − x_q constant.
+
+    So bounds that have crossed, u ≤ l, stay where they are: everything is clipped. The released
+    scripts train bounds and scale at a hundredth of the weights' rate; at one shared rate they
+    can run away.
 
     In the paper a layer has one scale, which multiplies its output with the bias inside. Here
     the weight and the input of a layer each have their own, so that each tensor can be looked

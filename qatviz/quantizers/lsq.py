@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from qatviz.quantizers.base import BITS, SMALLEST_STEP, Quantizer
+from qatviz.quantizers.base import BITS, SMALLEST_STEP, Quantizer, widened
 from qatviz.quantizers.fused import fusible, lsq_fused
 from qatviz.quantizers.straight_through import straight_through
 
 Rows = Float[Tensor, "rows elements"]
+End = float | Tensor
 FindStep = Callable[[Rows, int], Float[Tensor, "rows"]]
 
 
@@ -104,30 +105,30 @@ class LSQ(Quantizer):
 
     @override
     def codes(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return self._codes(x, self._scaled(self.step, x))
+        return self._codes(x, self._scaled(self.step, x), *self._ends())
 
     @override
     def dequantize(self, codes: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return codes * self._scaled(self.step, codes)
 
-    def _codes(self, x: Tensor, step: Tensor) -> Tensor:
-        low, high = (end * step for end in self._ends())
+    def _codes(self, x: Tensor, step: Tensor, low: End, high: End) -> Tensor:
+        low, high = low * step, high * step
         # where, not clamp: on the bounds the gradient is the step's, as in equation 3.
         clipped = torch.where(x <= low, low, torch.where(x >= high, high, x)) / step
         return straight_through(clipped.round(), clipped)
 
-    def _formulas(self, x: Tensor, step: Tensor) -> Tensor:
+    def _formulas(self, x: Tensor, step: Tensor, low: End, high: End) -> Tensor:
         step = self._scaled(step, x)
-        return self._codes(x, step) * step
+        return self._codes(x, step, low, high) * step
 
     @override
     def _quantize(self, x: Tensor) -> Tensor:
         if self.axis is None and fusible(x, self.step):
-            scale = self.gradient_scale(x)
-            return lsq_fused(x, self.step, *self._ends(), scale, self._formulas)
-        return self._formulas(x, self.step)
+            step = widened(self.step)
+            return lsq_fused(x, step, *self._ends(), self.gradient_scale(x), self._formulas)
+        return self._formulas(x, self.step, *self._ends())
 
-    def _ends(self) -> tuple[int, int] | tuple[Tensor, Tensor]:
+    def _ends(self) -> tuple[End, End]:
         """Where the grid ends, in steps from zero."""
         return self.low, self.high
 

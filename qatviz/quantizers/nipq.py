@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import override
 
-from qatviz.quantizers.base import SMALLEST_STEP, Quantizer
+from qatviz.quantizers.base import SMALLEST_STEP, Quantizer, widened
 from qatviz.quantizers.straight_through import straight_through
 
 FEWEST, MOST = 2, 14
@@ -210,7 +210,7 @@ class NIPQ(Quantizer):
     @property
     def alpha(self) -> Float[Tensor, ""]:
         """The range α = softplus(a), differentiable, at least 1e-8."""
-        return self._positive(softplus(_wide(self.range_logit), threshold=40))
+        return self._positive(softplus(widened(self.range_logit), threshold=40))
 
     @override
     def bit_width(self) -> Float[Tensor, ""]:
@@ -232,6 +232,31 @@ class NIPQ(Quantizer):
         self.bits = self.bits
         self.bit_logit.requires_grad_(False)
         self.bit_logit.grad = None
+
+    @override
+    def get_extra_state(self) -> Tensor:
+        """Bits, signedness and phase for ``state_dict``: ``[bits, signed, noise has ended]``.
+
+        Returns:
+            An int64 tensor of three numbers.
+        """
+        ended = torch.tensor([int(self.noise is None)])
+        return torch.cat([super().get_extra_state(), ended])
+
+    @override
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take signedness and phase from a ``state_dict``; bits must be the same.
+
+        Args:
+            state: What ``get_extra_state`` returned. Of a quantizer whose noise has ended, this
+                one's ends too; what noise there was is not in a state.
+
+        Raises:
+            ValueError: If the state is that of other bits, or of the other sign.
+        """
+        super().set_extra_state(state)
+        if state[2]:
+            self.end_noise()
 
     @override
     def codes(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -281,7 +306,7 @@ class NIPQ(Quantizer):
 
     def _relaxed_bits(self) -> Tensor:
         """b₀, between 2 and 14."""
-        return FEWEST + (MOST - FEWEST) * _wide(self.bit_logit).sigmoid()
+        return FEWEST + (MOST - FEWEST) * widened(self.bit_logit).sigmoid()
 
     def _drawn_bits(self) -> Tensor:
         """The bits of one training pass: an integer next to b₀, b₀ on average."""
@@ -300,8 +325,3 @@ def _logit_of(bits: int) -> Tensor:
     """β with b₀ = bits; ∓16 stands for ∓∞ at 2 and 14 bits."""
     share = torch.tensor((bits - FEWEST) / (MOST - FEWEST))
     return share.logit().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    """A parameter in float32 or better."""
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))

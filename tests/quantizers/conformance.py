@@ -69,7 +69,7 @@ def grid_of(index, config):
 
 @functools.cache
 def cases():
-    """The case of every class, from the ``CASE`` of each ``test_NAME.py`` beside this file."""
+    """The case of every class, from the ``CASES`` of each ``test_NAME.py`` beside this file."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         module = importlib.import_module(f"tests.quantizers.{path.stem}")
@@ -85,6 +85,12 @@ def quantizer_classes():
         for thing in public
         if isinstance(thing, type) and issubclass(thing, Quantizer) and thing is not Quantizer
     ]
+
+
+def some_bits(cls, wanted=4, signed=None):
+    """The wanted bits where the class has them, else the most it has."""
+    allowed = cls.bits_allowed(signed)
+    return wanted if wanted in allowed or not allowed else allowed[-1]
 
 
 def configs(cls, bits=(1, 2, 4, 8), signs=(True, False)):
@@ -109,7 +115,7 @@ def fresh(cls, config):
 
 def has_numbers(cls):
     """Whether the grid has numbers of its own, parameters or buffers, that can be not chosen."""
-    quantizer = cases()[cls].make(4)
+    quantizer = cases()[cls].make(some_bits(cls))
     return any(True for _ in (*quantizer.parameters(), *quantizer.buffers()))
 
 

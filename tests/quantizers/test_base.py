@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qatviz.quantizers import LSQ, Quantizer
-from tests.quantizers.conformance import cases, has_numbers
+from tests.quantizers.conformance import cases, has_numbers, some_bits
 
 
 class Halves(Quantizer):
@@ -31,7 +31,9 @@ class Halves(Quantizer):
 EVERY = [*cases(), Halves]
 every = pytest.mark.parametrize("cls", EVERY)
 with_axis = pytest.mark.parametrize("cls", [cls for cls in EVERY if cls.per_channel])
-both_signs = pytest.mark.parametrize("cls", [cls for cls in EVERY if cls.bits_allowed(True)])
+both_signs = pytest.mark.parametrize(
+    "cls", [cls for cls in EVERY if cls.bits_allowed(True) and cls.bits_allowed(False)]
+)
 SIGNS = [(cls, signed) for cls in EVERY for signed in (True, False, None)]
 with_sign = pytest.mark.parametrize(
     ("cls", "signed"), [a for a in SIGNS if a[0].bits_allowed(a[1])]
@@ -66,9 +68,9 @@ def test_one_bit_more_than_allowed_is_refused(cls, signed):
 def test_a_sign_that_does_not_exist_is_refused(cls, signed):
     kind = "signed" if signed else "unsigned"
     with pytest.raises(ValueError, match=f"{cls.__name__} has no {kind} grid"):
-        cls(4, signed=signed)
+        cls(some_bits(cls, 4), signed=signed)
     # And where the data decide it.
-    quantizer = cls(4)
+    quantizer = cls(some_bits(cls, 4))
     with pytest.raises(ValueError, match=f"{cls.__name__} has no {kind} grid"):
         quantizer.init_from(torch.tensor([-1.0 if signed else 0.5, 1.0]))
     assert quantizer.signed is None
@@ -110,7 +112,7 @@ def test_the_three_things_a_subclass_writes():
 @every
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 5, 5)], ids=str)
 def test_an_empty_tensor_has_no_grid(cls, shape):
-    quantizer = cls(4)
+    quantizer = cls(some_bits(cls, 4))
     with pytest.raises(ValueError, match=f"{cls.__name__}.*empty") as caught:
         quantizer.init_from(torch.zeros(shape))
     assert str(list(shape)) in str(caught.value)
@@ -120,7 +122,7 @@ def test_an_empty_tensor_has_no_grid(cls, shape):
 @every
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_refused_and_counted(cls, bad):
-    quantizer = cls(4)
+    quantizer = cls(some_bits(cls, 4))
     x = torch.randn(10)
     x[3] = x[7] = bad
     with pytest.raises(ValueError, match=f"{cls.__name__}.* 2 values that are not finite"):
@@ -132,7 +134,7 @@ def test_values_that_are_not_finite_are_refused_and_counted(cls, bad):
 @with_axis
 @pytest.mark.parametrize(("axis", "shape"), [(2, (3, 4)), (-3, (3, 4)), (0, ()), (1, (5,))])
 def test_an_axis_that_the_data_lack_is_refused(cls, axis, shape):
-    quantizer = cls(4, axis=axis)
+    quantizer = cls(some_bits(cls, 4), axis=axis)
     with pytest.raises(ValueError, match=f"{cls.__name__}: axis {axis} ") as caught:
         quantizer.init_from(torch.ones(shape))
     assert str(list(shape)) in str(caught.value)
@@ -142,15 +144,15 @@ def test_an_axis_that_the_data_lack_is_refused(cls, axis, shape):
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
 def test_one_grid_per_index_of_the_axis(cls, axis):
     make = cases()[cls].make if cls in cases() else cls
-    quantizer = make(4, axis=axis)
+    quantizer = make(some_bits(cls), axis=axis)
     x = torch.randn(2, 3, 5)
     quantizer.init_from(x)
     shape = [n if i == axis % 3 else 1 for i, n in enumerate(x.shape)]
-    assert list(quantizer.step.shape) == shape
-    assert quantizer.levels().shape == (x.shape[axis], 16)
+    assert shape in [list(t.shape) for t in (*quantizer.parameters(), *quantizer.buffers())]
+    assert quantizer.levels().shape == (x.shape[axis], quantizer.high - quantizer.low + 1)
     # Each index alone gives the grid that it has among the others.
     for i in range(x.shape[axis]):
-        alone = make(4, signed=True, axis=None)
+        alone = make(some_bits(cls), signed=True, axis=None)
         alone.init_from(x.select(axis, i))
         torch.testing.assert_close(alone.levels(), quantizer.levels()[i], rtol=1e-6, atol=1e-7)
 
@@ -161,7 +163,7 @@ def test_one_grid_per_index_of_the_axis(cls, axis):
     [([0.0, 1.0], False), ([-1e-30, 1.0], True), ([-2.0, -1.0], True), ([0.0, 0.0], False)],
 )
 def test_the_data_decide_the_sign(cls, data, signed):
-    quantizer = cls(4)
+    quantizer = cls(some_bits(cls, 4))
     assert quantizer.signed is None
     quantizer.init_from(torch.tensor(data))
     assert quantizer.signed is signed
@@ -169,7 +171,7 @@ def test_the_data_decide_the_sign(cls, data, signed):
 
 @both_signs
 def test_new_data_decide_the_sign_anew(cls):
-    quantizer = cls(4)
+    quantizer = cls(some_bits(cls, 4))
     for data, signed in (([0.5, 1.0], False), ([-1.0, 1.0], True), ([0.5, 1.0], False)):
         quantizer.init_from(torch.tensor(data))
         assert quantizer.signed is signed
@@ -179,7 +181,7 @@ def test_new_data_decide_the_sign_anew(cls):
     ("cls", "signed"), [a for a in SIGNS if a[0].bits_allowed(a[1]) and a[1] is not None]
 )
 def test_a_sign_that_was_given_stays(cls, signed):
-    quantizer = cls(4, signed=signed)
+    quantizer = cls(some_bits(cls, 4), signed=signed)
     quantizer.init_from(torch.tensor([-1.0, 0.5, 1.0]))
     assert quantizer.signed is signed
     quantizer.init_from(torch.tensor([0.5, 1.0]))
@@ -188,8 +190,8 @@ def test_a_sign_that_was_given_stays(cls, signed):
 
 @every
 def test_a_refused_grid_leaves_the_old_one(cls):
-    quantizer = cls(4)
-    quantizer.init_from(torch.rand(20))
+    quantizer = cls(some_bits(cls, 4))
+    quantizer.init_from(torch.rand(20) - 0.5 * (not cls.bits_allowed(False)))
     before = repr(quantizer)
     for bad in (torch.zeros(0), torch.tensor([math.nan, -1.0])):
         with pytest.raises(ValueError, match=cls.__name__):
@@ -200,7 +202,7 @@ def test_a_refused_grid_leaves_the_old_one(cls):
 @pytest.mark.parametrize("cls", [cls for cls in EVERY if not cls.per_channel])
 def test_an_axis_is_refused_where_the_paper_has_one_grid(cls):
     with pytest.raises(ValueError, match=f"{cls.__name__} has one grid.*axis must be None, got 0"):
-        cls(4, axis=0)
+        cls(some_bits(cls, 4), axis=0)
 
 
 # --- State
@@ -211,7 +213,8 @@ def test_the_extra_state_is_bits_and_sign(signed, number):
     state = Halves(5, signed=signed).get_extra_state()
     assert state.dtype == torch.int64
     assert state.tolist() == [5, number]
-    other = Halves(5, signed=not signed)
+    other = Halves(5)
+    other.signed = None if signed is None else not signed
     other.set_extra_state(state)
     assert other.signed is signed
 
@@ -225,7 +228,7 @@ def test_a_state_of_other_bits_is_refused_by_name():
 
 @with_axis
 def test_a_grid_that_is_chosen_keeps_its_shape(cls):
-    one, other = cls(4, axis=0), cls(4, axis=0)
+    one, other = cls(some_bits(cls, 4), axis=0), cls(some_bits(cls, 4), axis=0)
     one.init_from(torch.randn(3, 5))
     other.init_from(torch.randn(4, 5))
     with pytest.raises(RuntimeError, match="size mismatch"):
@@ -234,12 +237,13 @@ def test_a_grid_that_is_chosen_keeps_its_shape(cls):
 
 @with_axis
 def test_a_grid_broken_by_training_is_not_calibrated(cls):
-    quantizer = cls(4, axis=0)
+    quantizer = cls(some_bits(cls, 4), axis=0)
     quantizer.init_from(torch.randn(3, 5))
     assert quantizer.calibrated
-    quantizer.step.data[1] = math.inf
+    name, tensor = next(iter((*quantizer.named_parameters(), *quantizer.named_buffers())))
+    tensor.data[1] = math.inf
     assert not quantizer.calibrated
-    assert "step=not calibrated" in repr(quantizer)
+    assert f"{name}=not calibrated" in repr(quantizer)
 
 
 # --- Levels and words
@@ -270,8 +274,8 @@ def test_levels_lowest_code_first():
     ],
 )
 def test_levels_have_the_type_of_the_grid_and_at_least_float32(cls, axis, dtype, expected):
-    quantizer = cls(3, axis=axis)
-    quantizer.init_from(torch.rand(3, 5))
+    quantizer = cls(some_bits(cls, 3), axis=axis)
+    quantizer.init_from(torch.rand(3, 5) - 0.5 * (not cls.bits_allowed(False)))
     assert quantizer.to(dtype).levels().dtype == expected
 
 
@@ -299,3 +303,19 @@ def test_the_table_word_for_word():
 def test_levels_of_a_grid_not_yet_chosen_are_refused(axis):
     with pytest.raises(ValueError, match="LSQ: not calibrated"):
         LSQ(2, axis=axis).levels()
+
+
+def test_a_state_of_the_sign_that_was_not_asked_for_is_refused():
+    unsigned = LSQ(3)
+    unsigned.init_from(torch.rand(10))
+    wanted = LSQ(3, signed=True)
+    with pytest.raises(ValueError, match=r"LSQ: .* an unsigned grid.* signed=True"):
+        wanted.load_state_dict(unsigned.state_dict())
+    assert wanted.signed is True
+
+
+def test_a_single_number_has_no_batch():
+    quantizer = LSQ(3)
+    quantizer.init_from(torch.rand(10))
+    quantizer.batched = True
+    assert quantizer(torch.tensor(0.3)).shape == ()

@@ -24,6 +24,7 @@ from tests.quantizers.conformance import (
     ready,
     rows,
     sample,
+    some_bits,
     state_of,
     with_landmarks,
 )
@@ -63,7 +64,7 @@ def test_the_grids_of_a_class_are_what_it_allows():
         assert tried == {
             (b, s) for b in (1, 2, 4, 8) for s in (True, False) if b in cls.bits_allowed(s)
         }
-        assert len(tried) >= 4
+        assert tried
 
 
 # --- Values
@@ -145,7 +146,7 @@ def test_a_float64_grid_gives_back_the_type_of_its_input(cls, config, dtype):
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (7,), (0, 5), (2, 0), (1, 1), (2, 3, 4, 5, 6)], ids=str)
 def test_any_shape_passes_a_grid_for_the_whole_tensor(cls, batched, shape):
-    quantizer = cases()[cls].make(3)
+    quantizer = cases()[cls].make(some_bits(cls, 3))
     quantizer.init_from(torch.randn(100) if cls.bits_allowed(True) else torch.rand(100))
     quantizer.batched = batched
     x = torch.randn(shape, requires_grad=True)
@@ -158,7 +159,7 @@ def test_any_shape_passes_a_grid_for_the_whole_tensor(cls, batched, shape):
 
 @pytest.mark.parametrize("cls", ANY_SHAPE)
 def test_a_single_number_passes(cls):
-    quantizer = cases()[cls].make(3)
+    quantizer = cases()[cls].make(some_bits(cls, 3))
     quantizer.init_from(torch.randn(100) if cls.bits_allowed(True) else torch.rand(100))
     y = quantizer.train(not cases()[cls].evaluates)(torch.tensor(0.4))
     assert y.shape == ()
@@ -452,7 +453,7 @@ def test_jvp_is_the_transpose_of_vjp(cls, config):
     assert forward.abs() > 1e-3
 
 
-@every(bits=(3,))
+@every(bits=(2,))
 def test_compiles_whole_with_the_same_values_and_gradients(cls, config, monkeypatch):
     # Dynamo cannot trace the shape checks that the test run adds to every function.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
@@ -577,8 +578,11 @@ def test_data_without_a_range_give_a_grid(cls, config, value):
 
 @every(bits=(2, 8))
 @pytest.mark.parametrize("value", [0.0, -1e-3, -1.0])
-def test_a_parameter_at_zero_or_below_still_rounds_and_learns(cls, config, value):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_parameter_at_zero_or_below_still_rounds_and_learns(cls, config, value, dtype):
     quantizer, x = ready(cls, config)
+    quantizer.to(dtype)
+    x[0, 0, :2] = 0
     for name, parameter in quantizer.named_parameters():
         twin = copy.deepcopy(quantizer)
         moved = dict(twin.named_parameters())[name]

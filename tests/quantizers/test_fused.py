@@ -1,3 +1,4 @@
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,9 +82,11 @@ def test_both_ways_agree_everywhere_on_values_and_gradients(problem):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_in_float32_the_step_gradient_is_off_by_less_than_one_ten_thousandth(bits, layout):
-    x = torch.randn(32, 16, 32, 32).relu().contiguous(memory_format=layout)
-    upstream = torch.randn_like(x)
+@pytest.mark.parametrize("mean", [0.0, 1.0, 100.0])
+def test_in_float32_the_gradient_of_the_step_loses_no_digits_that_matter(bits, layout, mean):
+    # A mean in the upstream gradient is what cancels between two large sums, and not in one.
+    x = torch.randn(64, 16, 32, 32).relu().contiguous(memory_format=layout)
+    upstream = torch.randn_like(x) + mean
     quantizer = lsq(3.0 / (2**bits - 1), bits)
     _, to_x, to_step = gradients(quantizer, x, upstream, twice=False)
     # The formula in float64, for the codes that float32 gives.
@@ -92,7 +95,7 @@ def test_in_float32_the_step_gradient_is_off_by_less_than_one_ten_thousandth(bit
     local = torch.where(inside, codes - x.double() / step, codes)
     terms = upstream.double() * local * quantizer.gradient_scale(x)
     assert torch.equal(to_x, upstream * inside)
-    assert (to_step - terms.sum()).abs() < 1e-4 * terms.norm()
+    assert (to_step - terms.sum()).abs() < 1e-5 * max(terms.norm(), terms.sum().abs())
     assert terms.sum().abs() > 1e-3 * terms.norm()
 
 
@@ -147,7 +150,7 @@ def test_infinite_values_count_as_clipped_in_the_gradient_of_the_step(taken):
     quantizer = lsq(0.5, bits=3, signed=True)
     x = torch.tensor([torch.inf, -torch.inf, 0.6])
     _, to_x, to_step = gradients(quantizer, x, torch.ones(3), twice=False)
-    assert taken == ["_by_hand", "_by_formulas"]
+    assert taken == ["_by_hand"]
     assert to_x.tolist() == [0.0, 0.0, 1.0]
     g = (3 * 3) ** -0.5
     torch.testing.assert_close(to_step, torch.tensor((3 - 4 + (1 - 1.2)) * g))
@@ -168,3 +171,65 @@ def test_a_frozen_step_or_a_constant_input_is_allowed():
     quantizer = lsq(0.3)
     quantizer(x.detach()).sum().backward()
     assert quantizer.step.grad.abs() > 0
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_hooks_see_each_gradient_once(twice):
+    quantizer, x = lsq(0.3), torch.rand(10, requires_grad=True)
+    (to_x, to_step) = torch.autograd.grad(quantizer(x).sum(), (x, quantizer.step))
+    for tensor in (x, quantizer.step):
+        tensor.register_hook(lambda gradient: 10 * gradient)
+    hooked = torch.autograd.grad(quantizer(x).sum(), (x, quantizer.step), create_graph=twice)
+    torch.testing.assert_close(hooked, (10 * to_x, 10 * to_step))
+
+
+def test_second_derivatives_use_the_grid_of_the_forward():
+    quantizer = affine_lsq(torch.tensor(0.3, dtype=torch.float64), 3, 4.0)
+    x = torch.randn(50, dtype=torch.float64)
+    other = {
+        "step": torch.tensor(0.2, dtype=torch.float64, requires_grad=True),
+        "zero_point": torch.zeros((), dtype=torch.float64),
+    }
+    first, second = (
+        torch.autograd.grad(
+            functional_call(quantizer, other, (x,)).pow(2).sum(), other["step"], create_graph=twice
+        )[0]
+        for twice in (False, True)
+    )
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("make", [lsq, lambda step: affine_lsq(step, 2, 1.0)])
+def test_many_upstream_gradients_at_once(make):
+    quantizer = make(torch.tensor(0.3, dtype=torch.float64))
+    x = torch.randn(6, dtype=torch.float64)
+
+    def loss(x, step):
+        return functional_call(quantizer, {"step": step}, (x,)).pow(3).sum()
+
+    step = quantizer.step.detach()
+    slow = torch.autograd.functional.hessian(loss, (x, step))
+    fast = torch.autograd.functional.hessian(loss, (x, step), vectorize=True)
+    for a, b in zip(slow, fast, strict=True):
+        torch.testing.assert_close(a, b)
+    y = quantizer(x.requires_grad_())
+    units = torch.eye(6).double()
+    (rows,) = torch.autograd.grad(y, x, units, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, x, unit, retain_graph=True)[0] for unit in units]
+    assert torch.equal(rows, torch.stack(one_by_one))
+    assert 0 < rows.sum() < 6
+
+
+def test_compiled_transforms_take_the_formulas(monkeypatch):
+    # Dynamo cannot trace the shape checks that the test run adds to every function.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    quantizer, x = lsq(torch.tensor(0.3, dtype=torch.float64)), torch.rand(20).double()
+
+    def loss(step):
+        return functional_call(quantizer, {"step": step}, (x,)).pow(3).sum()
+
+    step = quantizer.step.detach()
+    torch.compiler.reset()
+    twice = torch.compile(grad(grad(loss)), backend="aot_eager")
+    torch.testing.assert_close(twice(step), grad(grad(loss))(step))
+    assert grad(grad(loss))(step).abs() > 1e-2

@@ -782,3 +782,17 @@ def test_the_noise_phase_compiles_whole(monkeypatch):
     assert error.abs().max() <= 0.5 / 3 + 1e-6
     assert error.std() > 0.01
     assert quantizer.bit_logit.grad != 0
+
+
+def test_the_end_of_the_noise_is_in_the_state():
+    ended, other = NIPQ(8), NIPQ(8)
+    ended.init_from(torch.randn(20))
+    assert other.noise is not None
+    other.load_state_dict({**ended.state_dict()})
+    assert other.noise is not None
+    ended.end_noise()
+    other.load_state_dict(ended.state_dict())
+    assert other.noise is None
+    assert not other.bit_logit.requires_grad
+    x = torch.randn(20)
+    assert torch.equal(other.train()(x), ended.eval()(x))
