@@ -108,10 +108,11 @@ def _by_hand(
     positive = max(step.item(), SMALLEST_STEP)
     low, high = low * positive, high * positive
     # hardtanh_backward keeps its first argument where its second is inside.
-    to_x = torch.ops.aten.hardtanh_backward(upstream, x, low, high)
-    local = torch.ops.aten.hardtanh_backward(x, x, low, high)
+    keep_inside = torch.ops.aten.hardtanh_backward
+    local = keep_inside(x, x, low, high)
     torch.sub(y, local, out=local)
-    return to_x, _dot(upstream, local) * (scale / positive)
+    to_step = _dot(upstream, local) * (scale / positive)
+    return keep_inside(upstream, x, low, high), to_step
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
