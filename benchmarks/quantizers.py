@@ -5,10 +5,12 @@ the clock starts, peers must give the same numbers as ours at the same bits.
 """
 
 import copy
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,13 @@ ROUNDS = 27
 PROCESSES = 3
 WARM_UP = 6  # steps until the allocator has found its size
 BATCH = 128
+# glibc keeps the memory of freed tensors, for all alike: on a virtual machine, asking the kernel
+# for it again takes longer than the passes over it that are to be measured.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 PACKAGES = ("torch", "brevitas", "torchao")
 Measure = Callable[[torch.memory_format], dict[str, np.ndarray]]
 ACTIVATION = (BATCH, 16, 32, 32)
@@ -36,14 +45,13 @@ WEIGHT = (64, 64, 3, 3)
 
 def main() -> None:
     """Measure everything and write ``data/runs/bench_quantizers.json``."""
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
+    os.environ.update(KEEP_MEMORY)
     rows = [
         *steps("qat step", eager_seconds, torch.channels_last),
         *steps("qat step, if only bytes counted", floor_seconds, torch.channels_last),
         *steps("qat step, compiled", compiled_seconds, torch.channels_last),
         *steps("qat step, contiguous", eager_seconds, torch.contiguous_format),
-        *single_tensors(),
+        *in_a_process(single_tensors),
     ]
     print(table(rows))
     print("written to", write("quantizers", rows, PACKAGES))
@@ -60,12 +68,17 @@ def steps(what: str, measure: Measure, layout: torch.memory_format) -> list[Row]
     """
     seconds: dict[str, list[np.ndarray]] = {}
     for _ in range(PROCESSES):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-            for name, values in executor.submit(measure, layout).result().items():
-                seconds.setdefault(name, []).append(values)
+        for name, values in in_a_process(measure, layout).items():
+            seconds.setdefault(name, []).append(values)
     joined = {name: np.concatenate(parts) for name, parts in seconds.items()}
     ours = joined.pop("ours")
     return [compare(what, ours, peer, theirs) for peer, theirs in joined.items()]
+
+
+def in_a_process(function: Callable, *arguments: object) -> Any:
+    """The result of a function in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
 
 
 def eager_seconds(layout: torch.memory_format) -> dict[str, np.ndarray]:
@@ -193,6 +206,8 @@ def input_shapes(model: nn.Module, images: Tensor) -> list[torch.Size]:
 
 def single_tensors() -> list[Row]:
     """Time and peak memory per element of every quantizer, beside torch's fused one."""
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
     return [*one_tensor("activation", ACTIVATION, 4), *one_tensor("weight", WEIGHT, 4)]
 
 

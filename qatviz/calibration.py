@@ -47,7 +47,10 @@ def calibrate(model: nn.Module, batches: Batches) -> None:
     for name in list(waiting):
         waiting[name].register_forward_pre_hook(_init_once(name, waiting))
     found = dict(waiting)
-    _try(twin, images)
+    try:
+        _try(twin, images)
+    except _Refused as refused:
+        raise ValueError(str(refused)) from refused
     if waiting:
         raise ValueError(f"calibrate: the forward pass did not reach {', '.join(waiting)}")
     for name, quantizer in activation_quantizers(model).items():
@@ -89,6 +92,10 @@ def _check_finite(images: Tensor) -> None:
         raise ValueError(f"images hold values that are not finite, first in image {first}")
 
 
+class _Refused(Exception):
+    """A quantizer that refused its tensor: no fault of the images' shape."""
+
+
 @torch.no_grad()
 def _try(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model; what it says of images that it cannot take becomes a clear error."""
@@ -119,6 +126,9 @@ def _init_once(name: str, waiting: dict[str, Quantizer]) -> Callable[..., None]:
 
     def hook(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
         if waiting.pop(name, None) is not None:
-            quantizer.init_from(args[0].float())
+            try:
+                quantizer.init_from(args[0].float())
+            except ValueError as error:
+                raise _Refused(f"calibrate: {name}: {error}") from error
 
     return hook

@@ -10,7 +10,7 @@ from qatviz.calibration import activation_quantizers, calibrate, check_images
 from qatviz.layers import QuantActivation
 from qatviz.models import small_cnn
 from qatviz.quantize import quantize, quantizers
-from qatviz.quantizers import LSQ, Affine, min_max_range
+from qatviz.quantizers import LSQ, PACT, Affine, min_max_range
 
 W3, A2 = partial(LSQ, bits=3), partial(LSQ, bits=2)
 
@@ -224,3 +224,11 @@ def test_every_quantizer_is_ready_afterwards():
     assert not all(q.calibrated for q in quantizers(model).values())
     calibrate(model, [torch.randn(4, 1, 8, 8)])
     assert all(q.calibrated for q in quantizers(model).values())
+
+
+def test_a_quantizer_that_refuses_its_tensor_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
+    student = quantize(model, None, partial(PACT, bits=2))
+    message = r"calibrate: 0.input_quantizer: PACT has no signed grid, but .* negative values"
+    with pytest.raises(ValueError, match=message):
+        calibrate(student, [torch.randn(2, 1, 8, 8)])
