@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatviz.quantizers import Affine, lp_range, min_max_range
-from tests.quantizers.conformance import Case, grid_of
+from tests.quantizers.conformance import Case, Config, grid_of, state_of
 
 
 def affine_oracle(state, x, upstream, config):
@@ -165,3 +165,43 @@ def test_a_range_of_ones_own():
     quantizer = Affine(2, find_range=unit)
     quantizer.init_from(torch.randn(9))
     assert quantizer.step.item() == pytest.approx(2 / 3)
+
+
+# --- The oracle, on any shape
+
+
+@st.composite
+def problems(draw):
+    """A grid, a tensor of one to four axes with extreme values, and an upstream gradient."""
+    shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    bits = draw(st.integers(1, 8))
+    axis = draw(st.sampled_from([None, *range(len(shape))]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    grids = [] if axis is None else [n if i == axis else 1 for i, n in enumerate(shape)]
+    quantizer = Affine(bits, signed=True, axis=axis)
+    steps = torch.rand(grids, generator=generator, dtype=torch.float64) + 0.05
+    quantizer.step.data = steps * 10.0 ** draw(st.integers(-6, 6))
+    quantizer.zero_point.data = torch.randint(0, 2**bits, grids, generator=generator).double()
+    codes = 2**bits * torch.randn(shape, generator=generator, dtype=torch.float64)
+    # Some on ties and levels, some far away, some denormal.
+    codes = torch.where(
+        torch.rand(shape, generator=generator) < 0.3, (2 * codes).round() / 2, codes
+    )
+    scale = draw(st.sampled_from([1.0, 1.0, 1e12, 1e-300]))
+    x = codes * quantizer.step * scale
+    upstream = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return quantizer, x, upstream, Config(bits, True, axis, False)
+
+
+@settings(deadline=None, max_examples=100)
+@given(problems())
+def test_value_and_gradient_of_any_tensor_equal_the_oracle(problem):
+    quantizer, x, upstream, config = problem
+    x.requires_grad_()
+    y = quantizer(x)
+    (gradient,) = torch.autograd.grad(y, x, upstream)
+    value, expected, _ = affine_oracle(
+        state_of(quantizer), x.detach().numpy(), upstream.numpy(), config
+    )
+    np.testing.assert_allclose(y.detach().numpy(), value, rtol=1e-13)
+    np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-12)
