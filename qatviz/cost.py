@@ -21,8 +21,9 @@ BITS_PER_MIB = 2**23
 LAYERS = (nn.Conv2d, nn.Linear)
 
 Scalar = Float[Tensor, ""]
-# Tensors by storage, kept alive so that no other takes their place; None: the image.
-Sources = dict[int, tuple[Tensor, Quantizer | None]]
+# Tensors by storage, kept alive so that no other takes their place; None: the image. With the
+# count of changes in place: what is changed after it was rounded is rounded no more.
+Sources = dict[int, tuple[Tensor, Quantizer | None, int]]
 
 
 @dataclass(frozen=True)
@@ -370,7 +371,7 @@ def _note_image(sources: Sources) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
         for x in (*args, *kwargs.values()):
             if isinstance(x, Tensor):
-                sources[_storage(x)] = (x, None)
+                sources[_storage(x)] = (x, None, x._version)
 
     return hook
 
@@ -381,7 +382,7 @@ def _note_rounding(quantizer: Quantizer | None, sources: Sources) -> Callable[..
             return output
         # A storage of its own: what else reads the tensor reads it unrounded.
         rounded = output.clone()
-        sources[_storage(rounded)] = (rounded, quantizer)
+        sources[_storage(rounded)] = (rounded, quantizer, rounded._version)
         return rounded
 
     return hook
@@ -391,6 +392,8 @@ def _note_pass(own: Quantizer | None, sources: Sources, passes: list[Read]) -> C
     def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         x = args[0] if args else kwargs["input"]
         known = sources.get(_storage(x))
+        if known is not None and x._version != known[2]:
+            known = None
         source = None if known is None else known[1]
         macs = layer.weight.numel() * output.numel() // layer.weight.shape[0]
         image = known is not None and source is None

@@ -505,3 +505,24 @@ def test_the_words(image_quantized):
     assert repr(measured) in html
     assert "<table" in html
     assert LAST in html
+
+
+class AddsInPlace(nn.Module):
+    """A residual sum written over the tensor that was rounded."""
+
+    def __init__(self, adds):
+        super().__init__()
+        self.adds, self.rounded = adds, QuantActivation(LSQ(4))
+        self.first, self.second = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        x = self.rounded(self.first(x))
+        if self.adds:
+            x += 1
+        return self.second(x)
+
+
+@pytest.mark.parametrize(("adds", "bits"), [(False, 4), (True, 32)])
+def test_what_is_changed_in_place_after_rounding_is_rounded_no_more(adds, bits):
+    model = AddsInPlace(adds)
+    assert cost(model, (1, 3, 3)).table().loc["second", "input bits"] == bits
