@@ -1,7 +1,9 @@
 """What is true: models or arrays in, frozen records of NumPy arrays out."""
 
+from qatviz.analysis.as_released import released
 from qatviz.analysis.curves import transfer_curve
 from qatviz.analysis.distributions import activation_histograms, histogram, weight_histograms
+from qatviz.analysis.errors import decibels, zoo_errors
 from qatviz.analysis.gradients import descent, gradient_agreement, without_surrogate
 from qatviz.analysis.grids import (
     accuracy_by_bits,
@@ -11,6 +13,7 @@ from qatviz.analysis.grids import (
     sqnr_by_bits,
     symmetric_range,
 )
+from qatviz.analysis.learned_grids import learn_grid, learn_grids
 from qatviz.analysis.steps import (
     LSQWithoutScale,
     StepRecorder,
@@ -20,15 +23,10 @@ from qatviz.analysis.steps import (
 )
 from qatviz.analysis.toys import staircase_loss, train_weight
 from qatviz.analysis.zoo import (
-    decibels,
-    learn_grid,
-    learn_grids,
     measured_mu,
-    released,
     unified_view,
     zoo_curve,
     zoo_curves,
-    zoo_errors,
     zoo_names,
     zoo_quantizer,
     zoo_unit,

@@ -1,7 +1,6 @@
 """Every quantizer side by side: one view, one tensor, one layer."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from qatviz.analysis.curves import transfer_curve
 from qatviz.quantizers import (
@@ -25,19 +24,11 @@ from qatviz.quantizers import (
     DoReFa,
     LSQPlus,
     Quantizer,
-    ReleasedDoReFa,
     fixed_range,
-    lp_range,
-    released_lsq,
-    released_pact,
-    released_range,
-    rounding_penalty,
 )
-from qatviz.records import LearnedGrid, Released, TransferCurve, ZooCurve, ZooErrors
+from qatviz.records import TransferCurve, ZooCurve
 
-IMAGES_AT_ONCE = 16
 VISIBLE_DELTA = 1.0
-DECAY = 1e-3
 
 View = Callable[[Any, Tensor], tuple[Tensor, Tensor | float]]
 
@@ -92,7 +83,7 @@ class _Kind:
 
 
 _CODES = "−2^(b−1) … 2^(b−1)−1 signed, 0 … 2^b−1 unsigned"
-_ZOO = {
+ZOO = {
     "Affine": _Kind(
         Affine,
         "Krishnamoorthi, arXiv 1806.08342; range of PD-Quant, arXiv 2212.07048",
@@ -180,7 +171,7 @@ def zoo_names() -> tuple[str, ...]:
     Returns:
         Their names, those that learn nothing first.
     """
-    return tuple(_ZOO)
+    return tuple(ZOO)
 
 
 def zoo_quantizer(name: str, bits: int, *, signed: bool, delta: float | None = None) -> Quantizer:
@@ -198,21 +189,21 @@ def zoo_quantizer(name: str, bits: int, *, signed: bool, delta: float | None = N
     Raises:
         ValueError: If there is no quantizer of this name, or it has no such grid; says why.
     """
-    if name not in _ZOO:
-        raise ValueError(f"there is no quantizer {name!r} here; there are {', '.join(_ZOO)}")
+    if name not in ZOO:
+        raise ValueError(f"there is no quantizer {name!r} here; there are {', '.join(ZOO)}")
     if reason := _why_not(name, bits, signed):
         raise ValueError(reason)
-    options = dict(_ZOO[name].options)
-    if _ZOO[name].quantizer is EWGS and delta is not None:
+    options = dict(ZOO[name].options)
+    if ZOO[name].quantizer is EWGS and delta is not None:
         options["delta"] = delta
-    quantizer = _ZOO[name].quantizer(bits, signed=signed, **options)
+    quantizer = ZOO[name].quantizer(bits, signed=signed, **options)
     quantizer.batched = not signed
     return quantizer
 
 
 def _why_not(name: str, bits: int, signed: bool) -> str:
     """Why there is no such grid, as a sentence; empty if there is one."""
-    kind, sign = _ZOO[name], "signed" if signed else "unsigned"
+    kind, sign = ZOO[name], "signed" if signed else "unsigned"
     if signed not in kind.signs:
         tensor = "activations after a ReLU" if signed else "weights"
         return f"{name} is made for {tensor}: it has no {sign} grid."
@@ -237,29 +228,65 @@ def zoo_unit(name: str, quantizer: Quantizer, x: Float[Tensor, "*shape"]) -> flo
         1, or for a quantizer whose levels have units of their own (DoReFa) the c of
         min_c ‖x − c·x̂‖².
     """
-    if not _ZOO[name].own_units:
+    if not ZOO[name].own_units:
         return 1.0
     with torch.no_grad():
-        return _best_scalar(x.double(), quantizer(x).double())
+        return best_scalar(x.double(), quantizer(x).double())
 
 
-def _calibrated(
+def calibrated_on(
     name: str, x: Tensor, bits: int, signed: bool, delta: float | None = None
 ) -> Quantizer:
+    """Make a quantizer by its name, calibrated on a tensor, for evaluation.
+
+    Args:
+        name: One of ``zoo_names()``.
+        x: The tensor.
+        bits: Bits of the grid.
+        signed: True for weights, False for activations after a ReLU.
+        delta: δ of EWGS. Default: None: EWGS's own.
+
+    Returns:
+        The quantizer, in evaluation mode.
+    """
     quantizer = zoo_quantizer(name, bits, signed=signed, delta=delta)
     quantizer.init_from(x)
     return quantizer.eval()
 
 
-def _existing(names: Iterable[str] | None, bits: int, signed: bool) -> list[str]:
-    names = list(_ZOO if names is None else names)
-    if unknown := [name for name in names if name not in _ZOO]:
-        raise ValueError(f"there is no quantizer {unknown}; there are {', '.join(_ZOO)}")
+def existing(names: Iterable[str] | None, bits: int, signed: bool) -> list[str]:
+    """Those of the names that have such a grid.
+
+    Args:
+        names: Of ``zoo_names()``; None: all.
+        bits: Bits of the grid.
+        signed: True for weights, False for activations after a ReLU.
+
+    Returns:
+        Names, in the order given.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    names = list(ZOO if names is None else names)
+    if unknown := [name for name in names if name not in ZOO]:
+        raise ValueError(f"there is no quantizer {unknown}; there are {', '.join(ZOO)}")
     return [name for name in names if not _why_not(name, bits, signed)]
 
 
-def _check_tensor(x: Tensor, what: str) -> tuple[Tensor, bool]:
-    """The tensor as float32 on the CPU, and whether anything is negative."""
+def check_tensor(x: Tensor, what: str) -> tuple[Tensor, bool]:
+    """Refuse a tensor that no grid can be chosen from.
+
+    Args:
+        x: The tensor.
+        what: What is being done, for the message.
+
+    Returns:
+        The tensor as float32 on the CPU, and whether anything is negative.
+
+    Raises:
+        ValueError: If it is empty, not finite, or all zero.
+    """
     if x.numel() == 0 or not x.isfinite().all() or not x.any():
         raise ValueError(f"{what}: {list(x.shape)} values, not all finite or all zero")
     return x.detach().float().cpu(), bool((x < 0).any())
@@ -287,7 +314,7 @@ def unified_view(*, bits: int = 3, delta: float | None = None) -> pd.DataFrame:
     Source: SQAKD, arXiv 2403.11106, and its released code; the equation as we read it.
     """
     rows = []
-    for name, kind in _ZOO.items():
+    for name, kind in ZOO.items():
         learned = kind.by_clip, kind.by_rounding
         mu = kind.outside or _as_formula(*measured_mu(name, bits=bits, delta=delta))
         rows.append((name, kind.paper, kind.clip, *learned, kind.levels, mu))
@@ -312,19 +339,19 @@ def measured_mu(
     Raises:
         ValueError: If the quantizer is outside of the view, or there is none of this name.
     """
-    _existing([name], bits, True)  # refuses an unknown name
-    if _ZOO[name].view is None:
-        raise ValueError(f"measured_mu: {name} is {_ZOO[name].outside}")
-    signed = True in _ZOO[name].signs if signed is None else signed
+    existing([name], bits, True)  # refuses an unknown name
+    if ZOO[name].view is None:
+        raise ValueError(f"measured_mu: {name} is {ZOO[name].outside}")
+    signed = True in ZOO[name].signs if signed is None else signed
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, 1000, generator=generator, dtype=torch.float64)
     x, upstream = draw(), draw()
-    quantizer = _calibrated(name, x if signed else x.abs(), bits, signed, delta).double()
+    quantizer = calibrated_on(name, x if signed else x.abs(), bits, signed, delta).double()
     x.requires_grad_()
     codes = quantizer.codes(x.detach()).requires_grad_()
     (of_code,) = torch.autograd.grad(quantizer.dequantize(codes), codes, upstream)
     (of_x,) = torch.autograd.grad(quantizer(x), x, upstream)
-    clipped, unit = _ZOO[name].view(quantizer, x)
+    clipped, unit = ZOO[name].view(quantizer, x)
     error, of_rounded = (clipped - (clipped / unit).round() * unit).detach(), of_code / unit
     # What each term of ∂L/∂x_c would make of ∂L/∂x.
     straight, constant, scaled = (
@@ -372,10 +399,10 @@ def zoo_curves(
     Raises:
         ValueError: If the sample is empty, not finite or all zero, or a name is unknown.
     """
-    sample, signed = _check_tensor(sample, "zoo_curves")
+    sample, signed = check_tensor(sample, "zoo_curves")
     return [
         zoo_curve(name, sample, bits=bits, signed=signed, delta=delta, points=points)
-        for name in _existing(names, bits, signed)
+        for name in existing(names, bits, signed)
     ]
 
 
@@ -401,8 +428,8 @@ def zoo_curve(
     Returns:
         Its curve, and where training computes something else, the band that it fills.
     """
-    sample, _ = _check_tensor(sample, "zoo_curve")
-    quantizer = _calibrated(name, sample, bits, signed, delta)
+    sample, _ = check_tensor(sample, "zoo_curve")
+    quantizer = calibrated_on(name, sample, bits, signed, delta)
     scale = zoo_unit(name, quantizer, sample)
     reach = sample.abs().max().item()
     x = torch.linspace(-reach if signed else -reach / 10, reach, points)
@@ -455,372 +482,27 @@ def _band(quantizer: Quantizer, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return ends[0], ends[1]
 
 
-# ---------------------------------------------------------------- learning on one layer
-
-
-def learn_grids(
-    layer: nn.Conv2d | nn.Linear,
-    inputs: Float[Tensor, "batch *rest"],
-    *,
-    bits: int,
-    part: str = "weight",
-    names: Iterable[str] | None = None,
-    **options: Any,
-) -> list[LearnedGrid]:
-    """Let every quantizer learn on the same layer; see ``learn_grid``.
+def best_scalar(x: Tensor, quantized: Tensor) -> float:
+    """The c of min_c ‖x − c·x̂‖².
 
     Args:
-        layer: A float convolution or linear layer.
-        inputs: What arrives there.
-        bits: Bits of the grids.
-        part: "weight" or "input": what is quantized. Default: "weight".
-        names: Which, of ``zoo_names()``. Default: None: all.
-        **options: Of ``learn_grid``.
-
-    Returns:
-        A record per quantizer that has such a grid.
-    """
-    x = layer.weight if part == "weight" else inputs
-    signed = bool((x < 0).any())
-    return [
-        learn_grid(
-            zoo_quantizer(name, bits, signed=signed),
-            layer,
-            inputs,
-            part=part,
-            name=name,
-            rescale=_ZOO[name].own_units,
-            **options,
-        )
-        for name in _existing(names, bits, signed)
-    ]
-
-
-def learn_grid(
-    quantizer: Quantizer,
-    layer: nn.Conv2d | nn.Linear,
-    inputs: Float[Tensor, "batch *rest"],
-    *,
-    part: str = "weight",
-    steps: int = 400,
-    rate: float = 0.05,
-    penalty: float = 0.1,
-    decay: float | None = None,
-    rescale: bool = False,
-    name: str | None = None,
-    seed: int = 0,
-) -> LearnedGrid:
-    """Train a quantizer's own parameters, and nothing else, for the output of one layer.
-
-    The loss is ‖ŷ − y‖²/‖y‖², y the output of the float layer without its bias; the quantizer
-    learns it through its own backward pass. Adam, one batch, a rate for each parameter that is
-    relative to its size, falling to zero as a cosine. NIPQ trains through its noise and
-    AdaRound softly, with its penalty; both are judged in evaluation.
-
-    Args:
-        quantizer: Any quantizer; calibrated on the tensor if it is not yet. A copy is trained.
-        layer: A float convolution or linear layer. It does not change.
-        inputs: What arrives there.
-        part: "weight" or "input": what is quantized. Default: "weight".
-        steps: Steps of Adam. Default: 400 (ours).
-        rate: Rate at the start, a share of the mean magnitude of each parameter (or, where that
-            is zero, of the root mean square of the tensor). Default: 0.05 (ours).
-        penalty: Weight of AdaRound's penalty per weight. Default: 0.1 (ours).
-        decay: λ of the L2 penalty λ·α² on PACT's clip. Default: None: 0.001 for PACT (ours; the
-            paper has such a penalty, and without it a clip beyond the largest value has no
-            gradient at all, and never learns).
-        rescale: True: ŷ is multiplied by the best scalar, for levels with units of their own.
-            Default: False.
-        name: For titles. Default: the class.
-        seed: Of the noise. Default: 0.
-
-    Returns:
-        Errors, levels and parameters, before and after.
-
-    Raises:
-        ValueError: If ``part`` is neither "weight" nor "input", there is no step, or the
-            layer's output is zero.
-    """
-    if part not in ("weight", "input"):
-        raise ValueError(f"learn_grid: part must be 'weight' or 'input', got {part!r}")
-    if steps < 1:
-        raise ValueError(f"learn_grid: steps must be 1 or more, got {steps}")
-    x = (layer.weight if part == "weight" else inputs).detach().float()
-    quantizer = copy.deepcopy(quantizer)
-    quantizer.batched = part == "input"
-    if not quantizer.calibrated:
-        quantizer.init_from(x)
-    task = _Task(x, *_outputs(layer, inputs.detach().float(), part), rescale)
-    before, codes = _state(quantizer, task), _codes(quantizer, x)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        loss = _train(quantizer, task, steps, rate, penalty, DECAY if decay is None else decay)
-    after, moved = _state(quantizer, task), _codes(quantizer, x) != codes
-    return LearnedGrid(
-        name=name or type(quantizer).__name__,
-        part=part,
-        bits=quantizer.bits,
-        loss=loss,
-        before=before[0],
-        after=after[0],
-        levels_before=before[2],
-        levels_after=after[2],
-        parameters_before=before[3],
-        parameters_after=after[3],
-        scale=(before[1], after[1]),
-        moved=moved.double().mean().item(),
-    )
-
-
-class _Task:
-    """What a quantizer has to do for a layer: keep its output."""
-
-    def __init__(self, x: Tensor, output: Callable, wanted: Tensor, rescale: bool) -> None:
-        self.x, self.output, self.wanted, self.rescale = x, output, wanted, rescale
-        self.power = wanted.square().sum()
-        if not self.power > 0:
-            raise ValueError("learn_grid: the output of the float layer is zero everywhere")
-
-    def error(self, quantizer: Quantizer) -> tuple[Tensor, float]:
-        """The relative error of the output, and what it was multiplied by."""
-        found, scale = self.output(quantizer(self.x)), 1.0
-        if self.rescale:
-            scale = _best_scalar(self.wanted, found.detach())
-        # The best scalar's own derivative is zero, so it may stand as a constant.
-        return (scale * found - self.wanted).square().sum() / self.power, scale
-
-
-def _outputs(layer: nn.Module, inputs: Tensor, part: str) -> tuple[Callable, Tensor]:
-    """From the quantized tensor to the layer's output, and the output of the float layer."""
-    twin = copy.deepcopy(layer).float().requires_grad_(False)
-    twin.bias = None
-    if part == "input":
-        return twin, twin(inputs)
-    weight, groups = twin.weight, getattr(layer, "groups", 1)
-    size = weight[0].numel()
-    eye = torch.eye(size).reshape(size, *weight.shape[1:]).to(weight)
-    twin.weight = nn.Parameter(eye.repeat(groups, *[1] * (weight.ndim - 1)), requires_grad=False)
-    gram = torch.zeros(groups, size, size, dtype=torch.float64, device=weight.device)
-    for images in inputs.split(IMAGES_AT_ONCE):
-        patches = twin(images).movedim(1 if weight.ndim > 2 else -1, 0)
-        patches = patches.reshape(groups, size, -1).double()
-        gram += patches @ patches.mT
-    # W·R, with R·Rᵀ the Gram matrix of the patches, has the squared errors of the real output.
-    values, vectors = torch.linalg.eigh(gram)
-    root = (vectors * values.clamp(min=0).sqrt()[:, None]).to(weight)
-
-    def output(weight: Tensor) -> Tensor:
-        return weight.reshape(groups, -1, size) @ root
-
-    return output, output(weight)
-
-
-def _train(
-    quantizer: Quantizer, task: _Task, steps: int, rate: float, penalty: float, decay: float
-) -> np.ndarray:
-    learned = [p for p in quantizer.parameters() if p.requires_grad]
-    if not learned:
-        return np.empty(0)
-    sizes = [_size(p, task.x) for p in learned]
-    groups = [{"params": [p], "lr": rate * s} for p, s in zip(learned, sizes, strict=True)]
-    adam = torch.optim.Adam(groups)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    quantizer.train()
-    losses = np.empty(steps)
-    for step in range(steps):
-        loss, _ = task.error(quantizer)
-        losses[step] = loss.item()
-        if isinstance(quantizer, AdaRound):
-            share = penalty / task.x.numel()
-            loss = loss + rounding_penalty([quantizer], step, steps, weight=share)
-        if isinstance(quantizer, PACT):
-            loss = loss + decay * quantizer.clip.square()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        cosine.step()
-    quantizer.eval()
-    return losses
-
-
-def _size(parameter: Tensor, x: Tensor) -> float:
-    """How large a parameter is; where it is zero, how large the tensor is."""
-    size, spread = parameter.detach().abs().mean().item(), x.square().mean().sqrt().item()
-    return size if size > 1e-3 * spread else spread
-
-
-@torch.no_grad()
-def _state(
-    quantizer: Quantizer, task: _Task
-) -> tuple[float, float, np.ndarray, dict[str, np.ndarray]]:
-    """Error in evaluation, factor on the levels, levels, parameters."""
-    quantizer.eval()
-    error, scale = task.error(quantizer)
-    parameters = {n: _array(p) for n, p in quantizer.named_parameters() if p.requires_grad}
-    return error.item(), scale, scale * _array(quantizer.levels()), parameters
-
-
-@torch.no_grad()
-def _codes(quantizer: Quantizer, x: Tensor) -> Tensor:
-    return quantizer.eval().codes(x)
-
-
-# ---------------------------------------------------------------- errors
-
-
-def zoo_errors(
-    tensor: Float[Tensor, "*shape"],
-    *,
-    bits: Iterable[int] = range(1, 9),
-    names: Iterable[str] | None = None,
-    most: int = 20_000,
-    seed: int = 0,
-    label: str = "",
-) -> ZooErrors:
-    """The error of every quantizer on one tensor, against bits, before any training.
-
-    Levels may have units of their own (DoReFa, EWGS), which a layer's scale or BatchNorm takes
-    out again. So the error is what the best scalar leaves, min_c ‖x − c·x̂‖²/‖x‖², which is
-    1 − cos²(x, x̂); the plain error is there as well.
-
-    Of a tensor with more values than ``most``, that many are drawn without replacement, for
-    the search of ``lp_range`` is long at 8 bits; the largest magnitude is always among them.
-
-    Args:
-        tensor: Weights (signed grids) or activations, finite, not all zero.
-        bits: Bits of the grids. Default: 1 to 8 (ours).
-        names: Which, of ``zoo_names()``. Default: None: all but those that equal another
-            before they are trained (AdaRound: Affine).
-        most: Values to round, at most. Default: 20,000 (ours).
-        seed: Of the draw. Default: 0.
-        label: Name of the tensor.
-
-    Returns:
-        Decibels, a row per quantizer.
-
-    Raises:
-        ValueError: If the tensor is empty, not finite or all zero, or a name is unknown.
-    """
-    x, signed = _check_tensor(tensor, f"zoo_errors of {label!r}")
-    x, bits = _drawn(x, most, seed), list(bits)
-    names = [n for n in _ZOO if not _ZOO[n].like] if names is None else list(names)
-    best, plain = np.full((2, len(names), len(bits)), np.nan)
-    for column, b in enumerate(bits):
-        for name in _existing(names, b, signed):
-            with torch.no_grad():
-                quantized = _calibrated(name, x, b, signed)(x)
-            found, after = decibels(x, quantized), decibels(x, quantized, best=True)
-            best[names.index(name), column] = after
-            if not _ZOO[name].own_units:
-                plain[names.index(name), column] = found
-    return ZooErrors(label, np.array(bits), tuple(names), best, plain, x.numel())
-
-
-def _drawn(x: Tensor, most: int, seed: int) -> Tensor:
-    x = x.flatten()
-    if len(x) <= most:
-        return x
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most]
-    order[0] = x.abs().argmax()
-    return x[order]
-
-
-def decibels(
-    x: Float[Tensor, "*shape"], quantized: Float[Tensor, "*shape"], *, best: bool = False
-) -> float:
-    """The SQNR of a quantized tensor, as it is or after the best scalar.
-
-    Args:
-        x: The tensor.
+        x: A tensor.
         quantized: x̂.
-        best: True: 10·log10(‖x‖²/min_c ‖x − c·x̂‖²). Default: False: 10·log10(‖x‖²/‖x − x̂‖²).
 
     Returns:
-        Decibels; infinite where nothing is lost.
+        ⟨x, x̂⟩/‖x̂‖², or 0 where x̂ is zero everywhere.
     """
-    x, quantized = x.detach().double().flatten(), quantized.detach().double().flatten()
-    scale = _best_scalar(x, quantized) if best else 1.0
-    noise = (scale * quantized - x).square().sum().item()
-    return 10 * math.log10(x.square().sum().item() / noise) if noise else math.inf
-
-
-def _best_scalar(x: Tensor, quantized: Tensor) -> float:
     power = quantized.square().sum().item()
     return (x * quantized).sum().item() / power if power else 0.0
 
 
-# ---------------------------------------------------------------- as released
-
-
-def released(
-    weights: Float[Tensor, "*shape"],
-    activations: Float[Tensor, "*more"],
-    *,
-    bits: int = 3,
-    delta: float = VISIBLE_DELTA,
-) -> list[Released]:
-    """Five quantizers as their papers intend them, beside what released code computes.
-
-    The clip with the least squared error stands for the one that PACT would learn.
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor as a record holds it.
 
     Args:
-        weights: Weights of a layer, finite, some negative.
-        activations: What arrives there after a ReLU, finite, none negative.
-        bits: Bits of the grids, 2 to 8. Default: 3 (ours).
-        delta: δ of EWGS as intended. Default: 1 (ours, see ``zoo_curves``).
+        tensor: Any tensor.
 
     Returns:
-        PACT's clip, LSQ's sign and DoReFa's squeeze for activations; NIPQ's initial range and
-        EWGS's δ for weights.
-
-    Raises:
-        ValueError: If a tensor is not as described, or the bits are not allowed.
+        float64, on the CPU.
     """
-    weights, two_sided = _check_tensor(weights, "released, weights")
-    activations, negative = _check_tensor(activations, "released, activations")
-    if not two_sided or negative:
-        raise ValueError("released: weights need both signs, activations none below zero")
-    clip = lp_range(activations.reshape(1, -1), 2**bits, p=2.0)[1].item()
-    nipq = partial(NIPQ, bits, signed=True, learn_bits=False)
-    after_relu = partial(_pair, activations)
-    return [
-        after_relu("PACT: learned clip; fixed ±6", PACT(bits, clip=clip), released_pact(bits)),
-        after_relu("LSQ after a ReLU: unsigned; signed", LSQ(bits), released_lsq(bits)),
-        after_relu("DoReFa after a ReLU: clip; tanh", DoReFa(bits), ReleasedDoReFa(bits)),
-        _pair(
-            weights,
-            "NIPQ, first range: max|w|; softplus(max w)",
-            nipq(),
-            nipq(find_range=released_range),
-        ),
-        _pair(
-            weights,
-            f"EWGS, gradient: δ = {delta:g}; δ = 0",
-            EWGS(bits, delta=delta),
-            EWGS(bits, delta=0.0),
-            gradient=True,
-        ),
-    ]
-
-
-def _pair(
-    x: Tensor, title: str, intended: Quantizer, as_released: Quantizer, *, gradient: bool = False
-) -> Released:
-    signed, reach = bool((x < 0).any()), x.abs().max().item()
-    curves, used, sqnr, best = [], [], [], []
-    for quantizer, label in ((intended, "as intended"), (as_released, "as released")):
-        quantizer.batched = not signed
-        quantizer.init_from(x)
-        low = -reach if signed else -reach / 10
-        curves.append(transfer_curve(quantizer.eval(), low=low, high=reach, label=label))
-        with torch.no_grad():
-            quantized, codes = quantizer(x), quantizer.codes(x)
-        used.append(len(codes.unique()) / quantizer.levels().numel())
-        sqnr.append(decibels(x, quantized))
-        best.append(decibels(x, quantized, best=True))
-    label = "weights" if signed else "activations"
-    return Released(title, label, *curves, tuple(used), tuple(sqnr), tuple(best), gradient)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().cpu().numpy()
