@@ -152,7 +152,8 @@ def rounding_penalty(
     Returns:
         A scalar.
     """
-    on = step / total >= warm_up
+    quantizers = list(quantizers)
+    if step / total < warm_up:
+        return torch.stack([q.rounding.new_zeros(()) for q in quantizers]).sum()
     beta = rounding_beta(step, total, warm_up)
-    total_penalty = torch.stack([quantizer.penalty(beta) for quantizer in quantizers]).sum()
-    return weight * total_penalty if on else torch.zeros_like(total_penalty)
+    return weight * torch.stack([q.penalty(beta) for q in quantizers]).sum()

@@ -320,6 +320,19 @@ def widened(number: Tensor) -> Tensor:
     return number.to(torch.promote_types(number.dtype, torch.float32))
 
 
+def usable(scale: Tensor) -> Tensor:
+    """A scale that can be divided by, from data that may have none.
+
+    Args:
+        scale: Steps, ranges or magnitudes found in data, zero or more.
+
+    Returns:
+        1 where the scale is zero (all-zero data are exact on any grid), elsewhere the scale, at
+        least ``SMALLEST_STEP``.
+    """
+    return torch.where(scale == 0, torch.ones_like(scale), scale).clamp(min=SMALLEST_STEP)
+
+
 def _brief(tensor: Tensor) -> str:
     """One number, or the range of several, in four digits."""
     low, high = tensor.min().item(), tensor.max().item()

@@ -1,12 +1,11 @@
 """DoReFa: weights squeezed into [−1, 1] and activations clipped to [0, 1], nothing learned."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import hardtanh
 from typing_extensions import override
 
-from qatviz.quantizers.base import SMALLEST_STEP, Quantizer
+from qatviz.quantizers.base import Quantizer, usable
 from qatviz.quantizers.straight_through import straight_through
 
 
@@ -100,5 +99,4 @@ def _largest(x: Tensor) -> Tensor:
     """max|x|, or 1 where nothing is larger than zero."""
     if not x.numel():
         return x.new_ones([])
-    largest = x.abs().amax()
-    return torch.where(largest == 0, 1, largest.clamp(min=SMALLEST_STEP))
+    return usable(x.abs().amax())

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from qatviz.quantizers.base import SMALLEST_STEP, Quantizer
+from qatviz.quantizers.base import SMALLEST_STEP, Quantizer, usable
 
 HALF_NORMAL = math.sqrt(1 - 2 / math.pi)  # the standard deviation of |z|, z standard normal
 
@@ -140,7 +140,7 @@ class EWGS(Quantizer):
         self.scale.data = scale.clamp(min=SMALLEST_STEP).to(self.scale.dtype)
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        largest = _or_one(x.abs().max()).clamp(min=SMALLEST_STEP)
+        largest = usable(x.abs().max())
         reach = 3 * x.std(correction=min(1, x.numel() - 1))
         if self.signed:
             reach = torch.where(reach > SMALLEST_STEP, reach, largest)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from qatviz.quantizers.base import BITS, SMALLEST_STEP, Quantizer, widened
+from qatviz.quantizers.base import BITS, Quantizer, usable, widened
 from qatviz.quantizers.fused import fusible, lsq_fused
 from qatviz.quantizers.straight_through import straight_through
 
@@ -161,6 +161,4 @@ class LSQ(Quantizer):
         """
         self._begin(x)
         step = self._per_grid(self.find_step(self._rows(x), self.high), x)
-        # An all-zero channel has no scale; any positive step represents it exactly.
-        step = torch.where(step == 0, torch.ones_like(step), step).clamp(min=SMALLEST_STEP)
-        self.step.data = step.to(self.step.dtype)
+        self.step.data = usable(step).to(self.step.dtype)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from qatviz.quantizers.base import BITS, SMALLEST_STEP
+from qatviz.quantizers.base import BITS, usable
 from qatviz.quantizers.lsq import LSQ
 from qatviz.quantizers.ranges import Bounds, Rows, lp_range
 from qatviz.quantizers.straight_through import straight_through
@@ -105,8 +105,6 @@ class LSQPlus(LSQ):
         self._begin(x)
         x = x if self.signed else x.clamp(min=0)
         lower, upper = self.find_range(self._rows(x), 2**self.bits)
-        step = (upper - lower) / self.high
-        # All-zero data have no scale; any positive step represents them exactly.
-        step = torch.where(step == 0, 1, step).clamp(min=SMALLEST_STEP)
+        step = usable((upper - lower) / self.high)
         self.step.data = self._per_grid(step, x).to(self.step.dtype)
         self.offset.data = self._per_grid(lower, x).to(self.step.dtype)

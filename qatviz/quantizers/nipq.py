@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import override
 
-from qatviz.quantizers.base import SMALLEST_STEP, Quantizer, widened
+from qatviz.quantizers.base import Quantizer, usable, widened
 from qatviz.quantizers.straight_through import straight_through
 
 FEWEST, MOST = 2, 14
@@ -289,9 +289,7 @@ class NIPQ(Quantizer):
             x: Weights, or a batch of activations, finite, not empty.
         """
         self._begin(x)
-        alpha = self.find_range(x, self.signed, self.batched)
-        # All zero: any range represents it exactly.
-        alpha = torch.where(alpha == 0, torch.ones_like(alpha), alpha).clamp(min=SMALLEST_STEP)
+        alpha = usable(self.find_range(x, self.signed, self.batched))
         # The inverse of softplus, ln(e^α − 1), without overflow and cancellation.
         logit = alpha + (-torch.expm1(-alpha)).log()
         self.range_logit.data = logit.to(self.range_logit.dtype)
