@@ -33,6 +33,7 @@ class Run:
         machine: Processor, threads, versions: what ``describe_machine`` returns.
         compile_seconds: Part of ``seconds`` that ``torch.compile`` took (what the first step
             took more than the second); 0 where nothing was compiled.
+        kept_epoch: The epoch, from 1, whose weights were kept and tested; 0: the last.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Run:
     schedule: Schedule
     machine: dict[str, str | int]
     compile_seconds: float = 0.0
+    kept_epoch: int = 0
 
     def save(self, path: str | Path) -> None:
         """Write the run as one JSON file, whole or not at all.
@@ -69,9 +71,9 @@ class Run:
             content = json.loads(Path(path).read_text())
             history = content.pop("history")
             terms = {name: np.asarray(v, float) for name, v in history["terms"].items()}
-            rate, validation = (np.asarray(history[k], float) for k in ("rate", "validation"))
+            curves = {k: np.asarray(v, float) for k, v in history.items() if k != "terms"}
             schedule = Schedule(**content.pop("schedule"))
-            return cls(history=History(terms, rate, validation), schedule=schedule, **content)
+            return cls(history=History(terms, **curves), schedule=schedule, **content)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a saved run: {error!r}") from error
 
@@ -85,8 +87,9 @@ class Run:
         last = {name: f"{values[-1]:.4f}" for name, values in self.history.terms.items()}
         if len(self.history.validation):
             last["validation accuracy"] = f"{self.history.validation[-1]:.1%}"
+        kept = f", kept {self.kept_epoch}" if self.kept_epoch else ""
         rows = {
-            "epochs": len(self.history),
+            "epochs": f"{len(self.history)}{kept}",
             **{f"last {name}": value for name, value in last.items()},
             "test accuracy": f"{self.test:.1%}",
             "rate": self.schedule.rate,
@@ -153,22 +156,41 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 def write_whole(path: str | Path, write: Callable, *, binary: bool = False) -> None:
     """Write a file beside its place and move it there: readers see all of it or nothing.
 
+    The content reaches the disk before the name does, so this holds when the machine stops, too.
+    A process that is killed may leave ``.NAME.*`` beside the file, which nothing reads.
+
     Args:
         path: Where; parent folders are made.
         write: Called with the open file.
         binary: Whether the file takes bytes. Default: False.
+
+    Raises:
+        OSError: If the disk is full or refuses; says which file, and that it is as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _refused(path, error) from error
     try:
         with os.fdopen(handle, "wb" if binary else "w") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(partial, 0o644)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(partial)
+        if isinstance(error, OSError):
+            raise _refused(path, error) from error
         raise
+
+
+def _refused(path: Path, error: OSError) -> OSError:
+    """The same kind of error, in words for the user."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"{path} could not be written and is as it was before: {reason}")
 
 
 def _plain(value: object) -> object:

@@ -224,3 +224,50 @@ def test_nobody_sees_half_a_file(tmp_path):
     assert seen == [False]
     assert files(tmp_path) == {"file": b"half and whole"}
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_epoch_that_was_kept_and_the_accuracy_survive(tmp_path):
+    history = History({"ce": np.array([1.0])}, np.array([0.1]), accuracy=np.array([0.25]))
+    run(history=history, kept_epoch=3).save(tmp_path / "run.json")
+    loaded = Run.load(tmp_path / "run.json")
+    assert loaded.kept_epoch == 3
+    assert loaded.history.accuracy.tolist() == [0.25]
+    assert "kept 3" in loaded._repr_html_()
+
+
+def test_a_run_from_before_there_was_an_accuracy_is_read(tmp_path):
+    content = without("kept_epoch")
+    del content["history"]["accuracy"]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    assert Run.load(tmp_path / "run.json").history.accuracy.shape == (0,)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_refusing_disk_is_said_by_name_and_nothing_changes(binary, tmp_path):
+    (tmp_path / "file").write_text("before")
+
+    def write(file):
+        file.write(b"new" if binary else "new")
+        raise OSError(28, "No space left on device")
+
+    message = r"file could not be written and is as it was before: No space left"
+    with pytest.raises(OSError, match=message) as raised:
+        write_whole(tmp_path / "file", write, binary=binary)
+    assert raised.value.errno == 28
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(OSError, match=r"inner could not be written"):
+        write_whole(tmp_path / "file" / "inner", lambda file: None)
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda f: (order.append("content"), fsync(f)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("name"), replace(a, b)))
+    write_whole(tmp_path / "file", lambda file: file.write("x"))
+    assert order == ["content", "name"]
