@@ -8,7 +8,7 @@ from torch import nn
 
 from qatviz.calibration import calibrate
 from qatviz.datasets import Split
-from qatviz.evaluation import accuracy, check_fit, evaluate, predict
+from qatviz.evaluation import accuracy, check_fit, evaluate, predict, reestimate_batchnorm
 from qatviz.models import small_cnn
 from qatviz.quantize import quantize
 from qatviz.quantizers import LSQ
@@ -119,3 +119,71 @@ def test_refuses_labels_beyond_the_logits():
     data = Split(torch.rand(5, 1, 2, 2), torch.tensor([0, 1, 2, 3, 0]))
     with pytest.raises(ValueError, match=r"returns \[3\] numbers per image, .* up to 3: 4 logits"):
         evaluate(model, data)
+
+
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.Dropout(0.5),
+        nn.Conv2d(3, 2, 1),
+        nn.BatchNorm2d(2),
+    )
+
+
+def test_reestimated_statistics_are_the_mean_over_the_batches():
+    """Batch by batch, layer by layer, by hand."""
+    model = normed().eval()
+    twin = copy.deepcopy(model)
+    reestimate_batchnorm(model, DATA, batches=3, size=10, seed=5)
+    order = torch.randperm(504, generator=torch.Generator().manual_seed(5))
+    means, variances = [[], []], [[], []]
+    for k in range(3):
+        x = (IMAGES[order[10 * k : 10 * k + 10]] / 255 - 0.4) / 0.25
+        for i, (conv, norm) in enumerate([(twin[0], twin[1]), (twin[3], twin[4])]):
+            x = conv(x)
+            channels = x.transpose(0, 1).flatten(1)
+            means[i].append(channels.mean(1))
+            variances[i].append(channels.var(1))  # without bias, as torch keeps it
+            x = (x - channels.mean(1).view(-1, 1, 1)) / torch.sqrt(
+                channels.var(1, correction=0).view(-1, 1, 1) + norm.eps
+            ) * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    for i, norm in enumerate((model[1], model[4])):
+        torch.testing.assert_close(norm.running_mean, sum(means[i]) / 3, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, sum(variances[i]) / 3, rtol=1e-4, atol=1e-5)
+
+
+def test_reestimation_moves_statistics_and_nothing_else():
+    model = normed().train()
+    model[2].eval()
+    before = copy.deepcopy(model)
+    generator = torch.get_rng_state()
+    reestimate_batchnorm(model, DATA, batches=2)
+    assert torch.equal(torch.get_rng_state(), generator)
+    moved = {
+        key
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, before.state_dict()[key])
+    }
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    assert moved == {f"{i}.{name}" for i in (1, 4) for name in names}
+    for module, old in zip(model.modules(), before.modules(), strict=True):
+        assert module.training == old.training
+    assert (model[1].momentum, model[4].momentum) == (0.1, 0.1)
+
+
+def test_reestimation_of_few_images_takes_what_there_is():
+    model = normed()
+    reestimate_batchnorm(model, DATA.subset(7), batches=50)
+    assert model[1].num_batches_tracked == 1
+    model = normed()
+    reestimate_batchnorm(model, DATA.subset(23), batches=50, size=10)
+    assert model[1].num_batches_tracked == 2  # the smaller last batch is left out
+    float_model = nn.Conv2d(1, 2, 3)
+    reestimate_batchnorm(float_model, DATA)  # no BatchNorm: nothing to do
+
+
+def test_reestimation_over_no_batch_is_refused():
+    with pytest.raises(ValueError, match="batches is 0; allowed: 1 or more"):
+        reestimate_batchnorm(normed(), DATA, batches=0)

@@ -70,7 +70,8 @@ def test_the_stack_holds_every_room_of_the_architecture_in_order():
         ["methods"],
         [
             *("losses", "teachers", "augment", "calibration", "cost", "hutchinson"),
-            *("tracking", "evaluation", "schedule", "runs", "records"),
+            *("tracking", "evaluation", "finite", "history", "optimizers", "schedule"),
+            *("checkpoints", "runs", "records"),
         ],
         ["quantize"],
         ["layers"],

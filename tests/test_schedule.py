@@ -20,6 +20,57 @@ def test_rate_rises_in_a_line_and_falls_along_a_cosine(progress, rate):
     assert Schedule(rate=0.2, warmup=0.1).rate_at(progress) == pytest.approx(rate, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("progress", "rate"),
+    [(0.0, 0.0), (0.05, 0.2), (0.1, 0.4), (0.4999, 0.4), (0.5, 0.2), (0.8, 0.1), (1.0, 0.1)],
+)
+def test_steps_multiply_at_their_milestones(progress, rate):
+    schedule = Schedule(rate=0.4, warmup=0.1, anneal="step", milestones=[0.5, 0.75], factor=0.5)
+    assert schedule.rate_at(progress) == pytest.approx(rate)
+
+
+def test_constant_stays_at_the_top_after_the_warm_up():
+    schedule = Schedule(rate=0.4, warmup=0.5, anneal="constant")
+    assert [schedule.rate_at(p) for p in (0.25, 0.5, 1.0)] == [0.2, 0.4, 0.4]
+
+
+def test_another_highest_rate_follows_the_same_curve():
+    schedule = Schedule(rate=0.4)
+    for progress in (0.05, 0.1, 0.6):
+        expected = schedule.rate_at(progress) / 400
+        assert schedule.rate_at(progress, 0.001) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("precision", "64", r"\('32-true', .*\)"),
+        ("optimizer", "lion", r"\('sgd', 'adam'\)"),
+        ("quantizer_optimizer", "lion", r"\('sgd', 'adam', None\)"),
+        ("anneal", "linear", r"\(.cosine.*step.*constant.\)"),
+        ("keep", "first", r"\(.last.*best.\)"),
+    ],
+)
+def test_refuses_other_words(name, value, allowed):
+    schedule = Schedule()
+    # The type checker of the tests would refuse it in the constructor, which users do not have.
+    object.__setattr__(schedule, name, value)
+    with pytest.raises(ValueError, match=f"{name} must be one of {allowed}.*, got '{value}'"):
+        schedule.__post_init__()
+
+
+@pytest.mark.parametrize("milestones", [(0.5, 0.2), (0.0,), (1.0,), (0.5, 0.5)])
+def test_refuses_milestones_that_do_not_ascend_inside(milestones):
+    with pytest.raises(ValueError, match="milestones must be ascending"):
+        Schedule(milestones=milestones)
+
+
+def test_a_schedule_comes_back_from_its_plain_values():
+    schedule = Schedule(milestones=(0.3,), clip=1.0, quantizer_rate=1e-4)
+    assert Schedule(**schedule.as_dict()) == schedule
+    assert hash(Schedule(**schedule.as_dict())) == hash(schedule)
+
+
 def test_no_warmup_starts_at_the_top():
     assert Schedule(rate=0.3, warmup=0.0).rate_at(0.0) == 0.3
 
@@ -39,6 +90,17 @@ def test_defaults_are_those_of_the_docstring():
         "decay": 5e-4,
         "precision": "32-true",
         "seed": 0,
+        "optimizer": "sgd",
+        "quantizer_optimizer": None,
+        "quantizer_rate": None,
+        "quantizer_decay": 0.0,
+        "anneal": "cosine",
+        "milestones": [0.5, 0.75],
+        "factor": 0.1,
+        "clip": None,
+        "accumulate": 1,
+        "reestimate": 0,
+        "keep": "last",
     }
 
 
@@ -52,6 +114,12 @@ def test_defaults_are_those_of_the_docstring():
         ("momentum", [-0.1, 1.1]),
         ("decay", [-1e-4, math.nan]),
         ("seed", [-1, 2**63]),
+        ("quantizer_rate", [0.0, -1.0, math.inf, math.nan]),
+        ("quantizer_decay", [-0.1]),
+        ("factor", [-0.1, 1.5]),
+        ("clip", [0.0, math.nan]),
+        ("accumulate", [0]),
+        ("reestimate", [-1]),
     ],
 )
 def test_refuses_numbers_outside_their_range(name, values):
@@ -66,15 +134,7 @@ def test_accepts_the_ends_of_the_ranges():
     Schedule(warmup=1.0, momentum=1.0, seed=2**63 - 1)
 
 
-def test_refuses_an_unknown_precision():
-    schedule = Schedule()
-    # The type checker of the tests would refuse it in the constructor, which users do not have.
-    object.__setattr__(schedule, "precision", "64")
-    with pytest.raises(ValueError, match=r"one of \('32-true', .*\), got '64'"):
-        schedule.__post_init__()
-
-
-@pytest.mark.parametrize("name", ["epochs", "batch", "seed"])
+@pytest.mark.parametrize("name", ["epochs", "batch", "accumulate", "reestimate", "seed"])
 def test_counts_are_whole_numbers(name):
     # Replaced inside, because the type checker of the tests refuses the argument first.
     schedule = Schedule()

@@ -14,7 +14,7 @@ import qatviz.training
 from qatviz.augment import crop_flip
 from qatviz.calibration import calibrate
 from qatviz.datasets import Split
-from qatviz.evaluation import evaluate
+from qatviz.evaluation import evaluate, reestimate_batchnorm
 from qatviz.methods import CrossEntropy, Method
 from qatviz.methods.base import labelled_cross_entropy
 from qatviz.quantize import quantize
@@ -446,5 +446,238 @@ def test_a_loss_that_is_not_finite_names_the_quantizer_that_is_not():
     def lose(step, model):
         model[5].input_quantizer.step.data.fill_(math.nan)
 
-    with pytest.raises(ValueError, match=r"cross_entropy = nan; 5\.input_quantizer holds a number"):
+    with pytest.raises(
+        ValueError, match=r"cross_entropy = nan; first layer: 5\.input_quantizer \(its step\)"
+    ):
         fit(model, CrossEntropy(), TRAIN, TEST, SCHEDULE, [lose])
+
+
+def settings(**changes):
+    return Schedule(**(SCHEDULE.as_dict() | changes))
+
+
+def trained(schedule, student=None, method=None, observers=(), seed=0, **more):
+    if student is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            student = tiny()
+    method = CrossEntropy(crop_flip) if method is None else method
+    return student, fit(student, method, TRAIN, TEST, schedule, observers, **more)
+
+
+def assert_equal_states(first, second):
+    assert first.state_dict().keys() == second.state_dict().keys()
+    for key, value in first.state_dict().items():
+        other = second.state_dict()[key]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+
+
+def test_quantizers_move_at_a_rate_of_their_own():
+    """One step of plain SGD moves a parameter by rate · gradient."""
+    student = tiny()
+    one = settings(epochs=1, batch=22, warmup=0.0, momentum=0.0, decay=0.0, quantizer_rate=1e-3)
+    twin = copy.deepcopy(student).train()
+    loss = labelled_cross_entropy(twin(TRAIN.normalise(TRAIN.images)), TRAIN.labels)
+    gradients = torch.autograd.grad(loss, list(twin.parameters()))
+    fit(student, CrossEntropy(), TRAIN, TEST, one)
+    for (name, p), q, g in zip(
+        twin.named_parameters(), student.parameters(), gradients, strict=True
+    ):
+        rate = 0.5 * (1e-3 if "_quantizer" in name else 0.1)  # at half of the cosine
+        torch.testing.assert_close(q.detach(), p.detach() - rate * g, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizers", [("adam", None), ("sgd", "adam"), ("adam", "sgd")])
+def test_other_optimizers_are_torch_s_own_under_the_same_loop(optimizers):
+    """The same steps by hand, with one optimizer of torch per kind of parameter."""
+    kind, other = optimizers
+    student = tiny().train()
+    twin = copy.deepcopy(student)
+    schedule = settings(
+        optimizer=kind, quantizer_optimizer=other, quantizer_rate=0.003, quantizer_decay=0.01
+    )
+    fit(student, CrossEntropy(), TRAIN, TEST, schedule)
+    grids = [p for name, p in twin.named_parameters() if "_quantizer" in name]
+    weights = [p for name, p in twin.named_parameters() if "_quantizer" not in name]
+    make = {
+        "sgd": partial(torch.optim.SGD, momentum=schedule.momentum, nesterov=True),
+        "adam": torch.optim.Adam,
+    }
+    first = make[kind](weights, 1.0, weight_decay=schedule.decay)
+    second = make[other or kind](grids, 1.0, weight_decay=0.01)
+    torch.manual_seed(schedule.seed)
+    for step in range(8):
+        order = torch.randperm(22) if step % 4 == 0 else order
+        chosen = order[step % 4 * 5 :][:5]
+        curve = literal_rate(schedule, (step + 0.5) / 8) / schedule.rate
+        first.param_groups[0]["lr"], second.param_groups[0]["lr"] = 0.1 * curve, 0.003 * curve
+        logits = twin(TRAIN.normalise(TRAIN.images[chosen]))
+        twin.zero_grad()
+        labelled_cross_entropy(logits, TRAIN.labels[chosen]).backward()
+        first.step()
+        second.step()
+    for key, value in twin.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(student.state_dict()[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_limits_the_norm_of_a_step():
+    """Plain SGD moves all parameters together by rate · the clipped gradient."""
+    student = tiny()
+    one = settings(epochs=1, batch=22, warmup=0.0, momentum=0.0, decay=0.0)
+    before = [p.detach().clone() for p in student.parameters()]
+    free, clipped = copy.deepcopy(student), copy.deepcopy(student)
+    fit(free, CrossEntropy(), TRAIN, TEST, one)
+    fit(clipped, CrossEntropy(), TRAIN, TEST, settings(**(one.as_dict() | {"clip": 0.01})))
+    moved = [
+        torch.cat([(p.detach() - b).flatten() for p, b in zip(m.parameters(), before, strict=True)])
+        for m in (free, clipped)
+    ]
+    assert moved[0].norm() > 0.05 * 0.02
+    assert moved[1].norm().item() == pytest.approx(0.05 * 0.01, rel=1e-3)
+    cosine = torch.nn.functional.cosine_similarity(*moved, dim=0).item()
+    assert cosine == pytest.approx(1, abs=1e-4)
+
+
+def without_norm():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    student = quantize(model, partial(LSQ, bits=3), partial(LSQ, bits=4))
+    calibrate(student, TRAIN.batches(22))
+    return student
+
+
+LABELLED = Split(TRAIN.images, TRAIN.labels.clamp(min=0), TRAIN.mean, TRAIN.std)
+
+
+def test_parts_of_a_batch_add_up_to_the_batch():
+    whole, parts, method = without_norm(), without_norm(), Recorder()
+    run = fit(whole, CrossEntropy(), LABELLED, TEST, settings(batch=6))
+    cut = fit(parts, method, LABELLED, TEST, settings(batch=6, accumulate=3))
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    verbs = [call[0] for call in method.calls[1:5]]
+    assert verbs == ["loss", "loss", "loss", "after_step"]
+    assert [len(call[1]) for call in method.calls[1:4]] == [2, 2, 2]
+    assert len(method.calls[4][1][0]) == 6
+    np.testing.assert_allclose(
+        run.history.terms["cross_entropy"], cut.history.terms["cross_entropy"], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 2}, r"batch of 5 images cannot be cut into 2 equal parts \(1 proc"),
+        ({"accumulate": 3, "batch": 100}, "batch of 22 images cannot be cut into 3"),
+        ({"keep": "best"}, "keep is 'best', which needs validation images"),
+    ],
+)
+def test_refuses_what_cannot_be_done_before_the_first_step(changes, message):
+    method = Recorder()
+    with pytest.raises(ValueError, match=message):
+        fit(tiny(), method, TRAIN, TEST, settings(**changes))
+    assert method.calls == []
+
+
+def test_reestimation_changes_what_is_evaluated_and_nothing_else():
+    plain, run = trained(SCHEDULE, validation=VALIDATION)
+    student, again = trained(settings(reestimate=3), validation=VALIDATION)
+    for (name, p), q in zip(plain.named_parameters(), student.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert not torch.equal(plain[1].running_var, student[1].running_var)
+    reestimate_batchnorm(plain, TRAIN, 3, 5)
+    assert_equal_states(plain, student)
+    assert again.test == evaluate(student, TEST)
+    np.testing.assert_array_equal(
+        run.history.terms["cross_entropy"], again.history.terms["cross_entropy"]
+    )
+
+
+def test_the_best_epoch_on_the_validation_images_is_kept():
+    states, accuracies = [], []
+
+    def observer(step, model):
+        if step % 4 == 0:
+            states.append(copy.deepcopy(model.state_dict()))
+            accuracies.append(evaluate(model, VALIDATION))
+
+    schedule = settings(epochs=6, keep="best")
+    student, run = trained(schedule, observers=[observer], seed=1, validation=VALIDATION)
+    best = int(np.argmax(accuracies))
+    assert best < 5  # so that the last is not the best
+    assert run.kept_epoch == best + 1
+    assert run.history.validation.tolist() == accuracies
+    for key, value in student.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, states[best][key]), key
+    assert evaluate(student, VALIDATION) == max(accuracies)
+    assert run.test == evaluate(student, TEST)
+
+
+def test_the_history_counts_right_answers_on_the_training_images():
+    student, right, total = tiny(), [], []
+
+    class Counting(CrossEntropy):
+        def loss(self, forward, images, labels):
+            twin = copy.deepcopy(student)  # so that BatchNorm is not moved twice
+            answers = twin(TRAIN.normalise(images)).argmax(1).tolist()
+            pairs = list(zip(answers, labels.tolist(), strict=True))
+            right.append(sum(a == b for a, b in pairs if b >= 0))
+            total.append(sum(b >= 0 for _, b in pairs))
+            return super().loss(forward, images, labels)
+
+    run = fit(student, Counting(), TRAIN, TEST, SCHEDULE)
+    expected = [sum(right[:4]) / sum(total[:4]), sum(right[4:]) / sum(total[4:])]
+    np.testing.assert_allclose(run.history.accuracy, expected)
+
+
+def test_without_labels_there_is_no_accuracy():
+    data = Split(TRAIN.images, torch.full((22,), -1), TRAIN.mean, TRAIN.std)
+    run = fit(tiny(), CrossEntropy(), data, TEST, SCHEDULE)
+    assert np.isnan(run.history.accuracy).all()
+
+
+class Averaging(CrossEntropy):
+    """Answers by another module than the student."""
+
+    def prepare(self, student, data):
+        self.other = copy.deepcopy(student)
+
+    def evaluated(self, student):
+        return self.other
+
+
+def test_who_answers_is_evaluated_and_becomes_the_student():
+    student = tiny()
+    before = copy.deepcopy(student)
+    run = fit(student, Averaging(crop_flip), TRAIN, TEST, SCHEDULE, validation=VALIDATION)
+    assert_equal_states(student, before.eval())
+    assert run.history.validation.tolist() == [evaluate(before, VALIDATION)] * 2
+    assert run.test == evaluate(before, TEST)
+
+
+def test_the_test_images_are_touched_once(monkeypatch):
+    seen = []
+
+    def counting(model, data):
+        seen.append(data)
+        return evaluate(model, data)
+
+    monkeypatch.setattr(qatviz.training, "evaluate", counting)
+    trained(settings(keep="best"), validation=VALIDATION)
+    assert [data is TEST for data in seen] == [False, False, True]
+
+
+def test_bfloat16_trains_and_leaves_float32(monkeypatch):
+    student, run = trained(settings(precision="bf16-mixed"))
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    _, exact = trained(SCHEDULE)
+    one, other = run.history.terms["cross_entropy"], exact.history.terms["cross_entropy"]
+    np.testing.assert_allclose(one, other, rtol=0.05)
+    assert (one != other).any()
+
+
+def test_no_bar_when_none_is_asked_for(capsys):
+    trained(SCHEDULE, progress=False)
+    assert capsys.readouterr().err == ""

@@ -1,6 +1,20 @@
-"""How to train: one file per paper, all under the same three verbs."""
+"""How to train: one file per paper, all under the same four verbs."""
 
-from qatviz.methods.base import CrossEntropy, Method
+from qatviz.methods.averaging import AveragedWeights
+from qatviz.methods.base import CrossEntropy, Method, Wrapper
+from qatviz.methods.dampening import Dampening
 from qatviz.methods.ewgs import HessianScaling, match_outputs
+from qatviz.methods.freezing import IterativeFreezing
+from qatviz.methods.kd import HintonKD
 
-__all__ = ["CrossEntropy", "HessianScaling", "Method", "match_outputs"]
+__all__ = [
+    "AveragedWeights",
+    "CrossEntropy",
+    "Dampening",
+    "HessianScaling",
+    "HintonKD",
+    "IterativeFreezing",
+    "Method",
+    "Wrapper",
+    "match_outputs",
+]

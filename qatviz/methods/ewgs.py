@@ -14,14 +14,14 @@ from typing_extensions import override
 
 from qatviz.hutchinson import hessian_trace
 from qatviz.layers import QuantConv2d, QuantLinear
-from qatviz.methods.base import Method
+from qatviz.methods.base import Method, Wrapper
 from qatviz.quantize import quantizers
 from qatviz.quantizers import EWGS
 
 SMALLEST_SPREAD = 1e-12
 
 
-class HessianScaling(Method):
+class HessianScaling(Wrapper):
     """Train by another method, and set the δ of every ``EWGS`` quantizer from curvature.
 
     After every 10 epochs, for each quantizer, with x_q its normalised output in [0, 1], L the
@@ -59,11 +59,10 @@ class HessianScaling(Method):
     def __init__(
         self, method: Method, every: int = 10, batches: int = 3, samples: int = 50
     ) -> None:
-        super().__init__()
+        super().__init__(method)
         for name, value in (("every", every), ("batches", batches), ("samples", samples)):
             if value < 1:
                 raise ValueError(f"HessianScaling: {name} must be at least 1, got {value!r}")
-        self.method = method
         self.every, self.batches, self.samples = every, batches, samples
         # In a tuple, so that the student does not become a part of the method.
         self._prepared, self._steps = (), 0
@@ -87,29 +86,41 @@ class HessianScaling(Method):
         self._prepared, self._steps = (student, data), 0
 
     @override
-    def loss(self, forward, images, labels) -> dict[str, Float[Tensor, ""]]:
-        return self.method.loss(forward, images, labels)
-
-    @override
     def after_step(self, batch: tuple[Tensor, Tensor], progress: float) -> None:
         """Do what the method does, and at the end of every tenth epoch set δ.
 
         An epoch is as many steps as full batches fit into the data, which is how ``fit`` draws.
 
         Args:
-            batch: The raw images and labels of the step.
+            batch: The raw images and labels of the step: of several processes, the part of one.
             progress: Share of the steps taken, above 0, up to 1.
         """
         self.method.after_step(batch, progress)
         self._steps += 1
         student, data = self._prepared
         images, _ = batch
-        period = self.every * (len(data) // len(images))
+        period = self.every * (len(data) // (len(images) * _processes()))
         if self._steps % period == 0 and progress < 1:
             for quantizer, delta in self.deltas(student, data, images).items():
                 quantizer.delta.fill_(delta)
         if progress >= 1:
             self._prepared = ()
+
+    def get_extra_state(self) -> int:
+        """The steps taken, for ``state_dict``.
+
+        Returns:
+            A whole number.
+        """
+        return self._steps
+
+    def set_extra_state(self, state: int) -> None:
+        """Go on counting from a ``state_dict``.
+
+        Args:
+            state: What ``get_extra_state`` returned.
+        """
+        self._steps = int(state)
 
     def deltas(self, student: nn.Module, data: Any, like: Tensor) -> dict[EWGS, float]:
         """δ of every quantizer at the student's present state, which does not change.
@@ -120,7 +131,8 @@ class HessianScaling(Method):
             like: Images as many as a batch has, on the device of the student.
 
         Returns:
-            δ ≥ 0 by quantizer; 0 where a quantizer took no part in the loss.
+            δ ≥ 0 by quantizer; 0 where a quantizer took no part in the loss. Of several
+            processes, the average, the same in all.
         """
         total = defaultdict(float)
         for _ in range(self.batches):
@@ -128,7 +140,9 @@ class HessianScaling(Method):
             batch = (t[chosen.to(t.device)].to(like.device) for t in (data.images, data.labels))
             for quantizer, delta in self._of_batch(student, data.normalise, *batch).items():
                 total[quantizer] += delta / self.batches
-        return {q: max(0.0, total[q]) for q in ewgs_quantizers(student).values()}
+        found = list(ewgs_quantizers(student).values())
+        averages = _over_processes([total[q] for q in found], like.device)
+        return {q: max(0.0, average) for q, average in zip(found, averages, strict=True)}
 
     def _of_batch(
         self,
@@ -216,6 +230,21 @@ def _multiply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, QuantLinear):
         return linear(x, weight)
     return layer._conv_forward(x, weight, None)
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    started = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if started else 1
+
+
+def _over_processes(numbers: list[float], device: torch.device) -> list[float]:
+    """The averages of numbers that each process has its own of."""
+    if _processes() == 1:
+        return numbers
+    total = torch.tensor(numbers, device=device)
+    torch.distributed.all_reduce(total)
+    return (total / _processes()).tolist()
 
 
 def _delta(trace: float, gradient: Tensor) -> float:

@@ -17,6 +17,7 @@ from qatviz.methods.ewgs import ewgs_quantizers
 from qatviz.quantize import quantize
 from qatviz.quantizers import EWGS, LSQ
 from qatviz.schedule import Schedule
+from tests.methods.common import same as same_state
 
 fit = partial(qatviz.training.fit, accelerator="cpu")
 
@@ -59,10 +60,7 @@ def state_of(*modules):
 
 
 def same(before, after):
-    return all(
-        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-        for a, b in zip(before, after, strict=True)
-    )
+    return all(same_state(a, b) for a, b in zip(before, after, strict=True))
 
 
 # --- The formula, against the Hessian itself
@@ -255,6 +253,46 @@ def test_a_second_run_counts_from_zero():
     assert method.updates == (2, 2)
 
 
+def test_the_count_of_steps_is_state():
+    # Two epochs of three steps; cut after the first, the update still follows the sixth.
+    batch = (DATA.images[:4], DATA.labels[:4])
+    first = Watched(CrossEntropy(), every=2)
+    first.total = 12
+    first.prepare(tiny(), DATA)
+    for step in range(1, 5):
+        first.after_step(batch, step / 12)
+    second = Watched(CrossEntropy(), every=2)
+    second.total = 12
+    second.prepare(tiny(), DATA)
+    second.load_state_dict(first.state_dict())
+    for step in range(5, 13):
+        second.after_step(batch, step / 12)
+    assert first.updates == ()
+    assert second.updates == (6,)
+
+
+def test_of_two_processes_each_has_half_a_batch_and_both_the_same_delta(monkeypatch):
+    # The other process found, for each quantizer, 0.5 more than this one.
+    batches = []
+
+    class Two(HessianScaling):
+        def _of_batch(self, student, normalise, images, labels):
+            batches.append(len(images))
+            return dict.fromkeys(ewgs_quantizers(student).values(), 0.25)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.mul_(2).add_(0.5))
+    student, method = tiny(0.0), Two(CrossEntropy(), every=1, batches=1)
+    method.prepare(student, DATA)
+    half = (DATA.images[:3], DATA.labels[:3])  # of batches of 6: two steps an epoch
+    method.after_step(half, 0.2)
+    assert student[0].weight_quantizer.delta.item() == 0
+    method.after_step(half, 0.4)
+    assert student[0].weight_quantizer.delta.item() == 0.5
+    assert batches == [3]
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_nothing_but_the_result_is_left(mode):
     student, wrapped = tiny(0.125).train(mode), CrossEntropy()
@@ -350,7 +388,11 @@ def test_it_delegates():
     assert inner.calls[-1] == ("after_step", batch, 0.5)
     assert [id(p) for p in method.parameters()] == [id(p) for p in inner.parameters()]
     assert not any(m is student for m in method.modules())
-    assert method.state_dict().keys() == {"method.head.weight", "method.head.bias"}
+    assert method.state_dict().keys() == {
+        "method.head.weight",
+        "method.head.bias",
+        "_extra_state",
+    }
 
 
 def test_the_end_of_training_lets_go_of_student_and_data():
