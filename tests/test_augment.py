@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qatviz.augment import crop, crop_flip, flip, unchanged
 
@@ -84,3 +86,74 @@ def test_the_torch_seed_decides():
     torch.manual_seed(5)
     assert torch.equal(first, crop_flip(IMAGES))
     assert not torch.equal(first, second)
+
+
+# Every result, one pixel at a time. The draws are part of it: all tops, then all lefts, then all
+# mirrors, so that a seed gives the same images from release to release.
+
+DTYPES = (torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64)
+
+
+def draw_offsets(images, padding):
+    return torch.randint(0, 2 * padding + 1, (2, len(images))).sub(padding).T.tolist()
+
+
+def draw_mirrors(images):
+    return [number < 0.5 for number in torch.rand(len(images)).tolist()]
+
+
+def turned(image, mirrored):
+    """One image, column by column."""
+    width = image.shape[-1]
+    columns = [image[..., width - 1 - i if mirrored else i] for i in range(width)]
+    return torch.stack(columns, -1)
+
+
+def one_by_one(images, offsets, mirrors):
+    rows = zip(images, offsets, mirrors, strict=True)
+    return torch.stack([turned(shifted(i, *offset), mirrored) for i, offset, mirrored in rows])
+
+
+@st.composite
+def batches(draw):
+    shape = [draw(st.integers(1, most)) for most in (4, 4, 7, 7)]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    images = torch.randint(1, 256, shape, generator=generator).to(draw(st.sampled_from(DTYPES)))
+    layout = draw(st.sampled_from(["contiguous", "channels last", "slice"]))
+    if layout == "channels last":
+        return images.contiguous(memory_format=torch.channels_last)
+    return images.repeat(1, 1, 1, 2)[..., : shape[3]] if layout == "slice" else images
+
+
+@given(batches(), st.integers(0, 5), st.integers(0, 999))
+def test_views_are_those_of_a_loop_over_pixels(images, padding, seed):
+    still, unmirrored = [(0, 0)] * len(images), [False] * len(images)
+    for view, expected in (
+        (flip, lambda: one_by_one(images, still, draw_mirrors(images))),
+        (
+            lambda x: crop(x, padding=padding),
+            lambda: one_by_one(images, draw_offsets(images, padding), unmirrored),
+        ),
+        (crop_flip, lambda: one_by_one(images, draw_offsets(images, 4), draw_mirrors(images))),
+    ):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            seen, state = view(images), torch.get_rng_state()
+            torch.manual_seed(seed)
+            assert torch.equal(seen, expected())
+            assert torch.equal(state, torch.get_rng_state())
+        assert (seen.shape, seen.dtype) == (images.shape, images.dtype)
+        assert seen.is_contiguous()
+
+
+def test_a_batch_of_no_images_stays_one():
+    assert crop_flip(IMAGES[:0]).shape == (0, 3, 6, 5)
+
+
+def test_gradients_go_back_to_the_pixels_that_are_seen():
+    images = IMAGES.double().requires_grad_()
+    seen = crop_flip(images)
+    (gradient,) = torch.autograd.grad(seen.sum(), images)
+    assert set(gradient.unique().tolist()) == {0.0, 1.0}
+    # Every pixel of these images is above zero, every one that a shift brought in is zero.
+    assert gradient.sum() == (seen > 0).sum()

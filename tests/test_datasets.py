@@ -92,6 +92,31 @@ def test_float_images_keep_their_scale_and_are_not_changed_in_place():
     assert (same == 200).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_normalised_pixel_is_exact_to_the_last_bit(dtype, layout):
+    images = torch.arange(256).view(1, 1, 16, 16).repeat(2, 3, 1, 1).to(dtype)
+    images = images.contiguous(memory_format=layout)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    got = some_split(mean=mean, std=std).normalise(images)
+    f = np.float32
+    for channel in range(3):
+        for level in range(256):
+            pixel = f(level) / f(255) if dtype == torch.uint8 else f(level)
+            expected = (pixel - f(mean[channel])) / f(std[channel])
+            assert (got[:, channel].flatten(1)[:, level] == expected.item()).all()
+    assert got.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("normalisation", [{}, {"mean": (), "std": ()}])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalised_images_are_new_ones(normalisation, dtype):
+    images = some_images().to(dtype)
+    before = images.clone()
+    some_split(**normalisation).normalise(images).fill_(-1)
+    assert torch.equal(images, before)
+
+
 def test_without_mean_and_std_pixels_end_in_0_to_1():
     split = some_split(mean=(), std=())
     assert torch.equal(split.normalise(split.images), split.images.float() / 255)
