@@ -171,6 +171,7 @@ class _Job:
         settings = {
             f"method{f'.{name}' * bool(name)}.{key}": value
             for name, module in self.method.named_modules()
+            if isinstance(module, Method)
             for key, value in vars(module).items()
             if isinstance(value, plain) and not key.startswith("_") and key != "training"
         }
@@ -234,7 +235,7 @@ class _Loop:
         for chosen in order.split(size)[: len(order) // size]:
             own = chosen[self.fabric.global_rank :: self.fabric.world_size]
             own = own.to(self.fabric.device)
-            yield self.train.images[own], self.train.labels[own]
+            yield self.train.images.index_select(0, own), self.train.labels[own]
 
     def descend(self, batch: Batch) -> None:
         """One step, and what follows it."""

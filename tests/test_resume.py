@@ -13,7 +13,7 @@ import qatviz.runs
 from qatviz.checkpoints import load_tree, read_plain, save_tree
 from qatviz.datasets import Split
 from qatviz.evaluation import evaluate
-from qatviz.methods import CrossEntropy
+from qatviz.methods import AveragedWeights, CrossEntropy
 from qatviz.training import fit
 from tests.test_training import (
     TEST,
@@ -93,6 +93,19 @@ def test_a_run_stopped_three_times_ends_in_the_same_bits(changes, method, tmp_pa
 
 
 METHOD = partial(CrossEntropy, crop_flip)
+
+
+def test_the_same_objects_may_go_on_after_an_interruption(tmp_path):
+    """As in a notebook, where student and method are still there."""
+    expected, _, _ = start(settings(), Counter(), None, partial(AveragedWeights, METHOD()))
+    torch.manual_seed(3)
+    student, method = tiny(), AveragedWeights(METHOD())
+    go = partial(fit, student, method, TRAIN, TEST, settings(), checkpoint=tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt):
+        go([Counter(6)])
+    assert not torch.equal(student[0].weight, expected[0].weight)
+    go([Counter()], resume=True)
+    assert_equal_states(student, expected)
 
 
 def test_a_finished_run_is_returned_without_training(tmp_path):
