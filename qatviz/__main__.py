@@ -1,4 +1,4 @@
-"""The command line: ``python -m qatviz lab`` and ``python -m qatviz publish``."""
+"""The command line: ``python -m qatviz lab``, ``publish``, ``study`` and ``runs``."""
 
 import argparse
 import os
@@ -18,18 +18,61 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    chosen = _parser().parse_args(arguments)
+    if chosen.command == "lab":
+        return subprocess.call(lab_command(chosen.port))
+    if chosen.command == "publish":
+        from qatviz.publish import publish_all
+
+        return publish_all(chosen.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")))
+    from qatviz.studies.commands import manage_runs, run_study
+
+    return run_study(chosen) if chosen.command == "study" else manage_runs(chosen)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m qatviz", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     lab = commands.add_parser("lab", help="open JupyterLab on the first notebook")
     lab.add_argument("--port", type=int, default=8888, help="first port to try")
     publish = commands.add_parser("publish", help="execute notebooks in place")
     publish.add_argument("notebooks", nargs="*", type=Path, help="default: all")
-    chosen = parser.parse_args(arguments)
-    if chosen.command == "lab":
-        return subprocess.call(lab_command(chosen.port))
-    from qatviz.publish import publish_all
+    _add_study(commands.add_parser("study", help="run a grid of experiments from a file"))
+    _add_runs(commands.add_parser("runs", help="list, compare, delete and promote cached runs"))
+    return parser
 
-    return publish_all(chosen.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")))
+
+def _add_study(study: argparse.ArgumentParser) -> None:
+    study.add_argument("file", type=Path, help="a study, such as studies/methods_fast.toml")
+    study.add_argument("--jobs", type=_positive, default=1, help="processes; default: this one")
+    study.add_argument("--threads", type=_positive, default=1, help="of each cell; default: 1")
+    study.add_argument("--dask", metavar="ADDRESS", help="a Dask scheduler: tcp://host:8786")
+    study.add_argument("--accelerator", default="auto", help="as Lightning Fabric names them")
+    study.add_argument(
+        "--dry-run", action="store_true", help="build every cell and run two steps of each"
+    )
+    _add_cache(study)
+
+
+def _add_runs(runs: argparse.ArgumentParser) -> None:
+    actions = ("list", "show", "compare", "delete", "promote")
+    runs.add_argument("action", choices=actions, nargs="?", default="list")
+    runs.add_argument(
+        "hashes", nargs="*", help="first digits of a run's hash; promote takes study files too"
+    )
+    runs.add_argument("--stale", action="store_true", help="delete: all that other code made")
+    runs.add_argument("--weights", action="store_true", help="promote: the weights too")
+    _add_cache(runs)
+
+
+def _add_cache(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cache", type=Path, help="default: data/cache/studies")
+
+
+def _positive(word: str) -> int:
+    if (number := int(word)) < 1:
+        raise ValueError
+    return number
 
 
 def lab_command(port: int, folder: Path = NOTEBOOKS) -> list[str]:

@@ -8,9 +8,12 @@ import torch
 from qatviz.augment import crop_flip
 from qatviz.checkpoints import load_tree
 from qatviz.methods import AveragedWeights, CrossEntropy, IterativeFreezing
-from qatviz.runs import save_weights
+from qatviz.runs import Run, save_weights
+from qatviz.schedule import Schedule
+from qatviz.studies import Experiment, grid, study
 from qatviz.training import fit
 from tests.killing import in_process
+from tests.studies.grids import TINY
 from tests.test_training import TEST, TRAIN, VALIDATION, settings, tiny
 
 pytestmark = pytest.mark.slow  # a process per moment, and one more
@@ -83,5 +86,46 @@ def test_a_killed_run_ends_in_the_same_weights(phase, moment, uninterrupted, tmp
 
 def test_every_phase_is_tried():
     counts = Counter(phase for phase, _ in MOMENTS)
-    assert len(MOMENTS) == 19
+    assert sum(counts.values()) + len(IN_A_STUDY) == 25
     assert min(counts.values()) >= 3
+    assert len(BETWEEN_CELLS) == 3
+
+
+# Two cells of 2 epochs of 2 steps; a cell renames 7 files, of which run.json is the last.
+BETWEEN_CELLS = [("renamed", 7), ("rename", 8), ("write", 8)]
+IN_A_STUDY = [*BETWEEN_CELLS, ("step", 6), ("written", 7), ("rename", 12)]
+
+
+def two_cells(cache):
+    base = Experiment(model=TINY, images=128, bits=2, schedule=Schedule(epochs=2, batch=64))
+    study(grid(base, seed=[0, 1]), cache=cache, progress=False)
+
+
+@pytest.fixture(scope="module")
+def whole_study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    assert in_process(two_cells, folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("phase", "moment"), IN_A_STUDY)
+def test_a_killed_study_loses_no_cell(phase, moment, whole_study, tmp_path):
+    assert in_process(two_cells, tmp_path, phase=phase, moment=moment) == -9
+    finished = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("*/run.json")}
+    if (phase, moment) in BETWEEN_CELLS:
+        assert len(finished) == 1
+    assert in_process(two_cells, tmp_path) == 0
+    names = {p.name for p in whole_study.iterdir() if not p.name.startswith(".")}
+    assert len(names) == 2
+    for name in names:
+        cell, other = tmp_path / name, whole_study / name
+        assert (cell / "weights.safetensors").read_bytes() == (
+            other / "weights.safetensors"
+        ).read_bytes()
+        one, whole = Run.load(cell / "run.json"), Run.load(other / "run.json")
+        assert one.test == whole.test
+        assert one.history.terms["cross_entropy"].tolist() == (
+            whole.history.terms["cross_entropy"].tolist()
+        )
+        if name in finished:  # and was not run again
+            assert (cell / "run.json").stat().st_mtime_ns == finished[name]

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -34,3 +35,19 @@ def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit):
         command.main(["dance"])
     assert "invalid choice: 'dance'" in capsys.readouterr().err
+
+
+def test_the_command_line_imports_no_torch_until_it_needs_it():
+    code = (
+        "import sys; from qatviz.__main__ import _parser;"
+        "_parser().parse_args(['study', 'x.toml', '--jobs', '2', '--dry-run']);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("words", [["study"], ["study", "f", "--jobs", "0"], ["runs", "dance"]])
+def test_impossible_words_are_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert "usage: python -m qatviz" in capsys.readouterr().err

@@ -57,7 +57,6 @@ def literal_walk(student, steps, method):
                 expected[i] = level.item()
         method.after_step(BATCH, progress)
         assert flat.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7)
-        # What tracking sees next is the code of the overwritten weight only after a new step.
     return state
 
 
