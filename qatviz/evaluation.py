@@ -98,15 +98,17 @@ def reestimate_batchnorm(
     size = min(size, len(data))
     generator = torch.Generator().manual_seed(seed)
     limit = min(batches, len(data) // size) * size
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's word for the plain average
-            norm.train()
-        for images, _ in data.batches(size, generator=generator, limit=limit):
-            model(images.to(device))
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's word for the plain average
+                norm.train()
+            for images, _ in data.batches(size, generator=generator, limit=limit):
+                model(images.to(device))
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
 
 
 @contextmanager

@@ -21,10 +21,15 @@ def make_optimizers(student: nn.Module, method: nn.Module, schedule: Schedule) -
 
     Returns:
         torch's optimizers. Each group says the highest rate it reaches under ``"highest"``.
+
+    Raises:
+        ValueError: If no parameter asks for a gradient.
     """
     own = {id(p) for q in quantizers(student).values() for p in q.parameters()}
     # By id: a method may hold a part of the student, which must not be stepped twice.
     both = {id(p): p for m in (student, method) for p in m.parameters() if p.requires_grad}
+    if not both:
+        raise ValueError("nothing to train: no parameter of student or method asks for a gradient")
     weights = {
         "params": [p for i, p in both.items() if i not in own],
         "weight_decay": schedule.decay,

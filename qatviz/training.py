@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import pickle
+import re
 import sys
 import time
 import warnings
@@ -69,12 +70,14 @@ def fit(
     with the same number of threads.
 
     **Several devices.** Each process takes every n-th image of a batch and draws its own views;
-    gradients are averaged. Without BatchNorm the result is that of one process, but for
-    rounding. BatchNorm normalises by the images of its own process, as is usual in PyTorch, and
-    the running statistics are those of the first. Validation, test, observers and checkpoints
-    are the first process's; the state of an observer comes back if it has a ``state_dict``. A
-    script must be guarded by ``if __name__ == "__main__"``; under ``torchrun`` give ``devices``
-    as many as it starts per machine.
+    gradients are averaged. Without BatchNorm and random views, and where every image has a label
+    (cross-entropy is a mean over the labelled images of a process), the result is that of one
+    process, but for rounding. BatchNorm normalises by the images of its own process, as is usual
+    in PyTorch, and the running statistics are those of the first. Validation, test, observers,
+    checkpoints, and loss and accuracy on the training images in the history are the first
+    process's; the state of an observer comes back if it has a ``state_dict``. A script must be
+    guarded by ``if __name__ == "__main__"``; under ``torchrun`` give ``devices`` as many as it
+    starts per machine; there the other processes return None.
 
     Args:
         student: A float model, or a quantized and calibrated one. Ends in evaluation mode.
@@ -102,10 +105,10 @@ def fit(
 
     Raises:
         ValueError: Before the first step, if a quantizer is not calibrated, images do not fit
-            the model, a batch cannot be cut as asked, there is no validation to choose by, or
-            the checkpoint exists (without ``resume``) or is another run's; during training, if
-            the loss is not finite (names the step and the first layer), or after an epoch a
-            number of a quantizer is not.
+            the model, a batch cannot be cut as asked, there is nothing to train or no labelled
+            validation to choose by, or the checkpoint is a folder, exists (without ``resume``)
+            or is another run's; during training, if the loss is not finite (names the step and
+            the first layer), or after an epoch a number of a quantizer is not.
         RuntimeError: If another process trains with the same checkpoint.
     """
     path = None if checkpoint is None else Path(checkpoint)
@@ -191,10 +194,10 @@ def _train(fabric: Fabric, job: _Job) -> Run | bytes | None:
     spawned = fabric.world_size > 1 and not torch.distributed.is_torchelastic_launched()
     if spawned:
         job = _unshared(job)
-    seed = job.schedule.seed + fabric.global_rank
-    with _alone(job, fabric), _seeded(seed, fabric.device), _bar(job, fabric) as bar:
+    seeded = _seeded(job.schedule.seed, fabric.device)
+    with _alone(job, fabric), seeded, _bar(job, fabric) as bar:
         loop = _Loop(fabric, job)
-        bar.update(loop.step)
+        bar.initial = bar.n = bar.last_print_n = loop.step  # not taken now: no part of the rate
         for epoch in range(loop.epoch, job.schedule.epochs):
             job.student.train()
             for batch in loop.batches():
@@ -217,7 +220,9 @@ class _Loop:
         self.before, self.began = 0.0, time.perf_counter()
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "student": None}
         self.identity = job.identity(fabric.world_size) if job.checkpoint else {}
-        job.method.prepare(job.student, job.train)
+        job.method.prepare(job.student, job.train)  # with one seed: the same in all processes
+        if fabric.global_rank:
+            torch.manual_seed(job.schedule.seed + fabric.global_rank)
         optimizers = make_optimizers(job.student, job.method, job.schedule)
         model = torch.compile(job.student) if job.compile else job.student
         self.model, *self.optimizers = fabric.setup(model, *optimizers)
@@ -245,18 +250,29 @@ class _Loop:
             optimizer.zero_grad()
         self.differentiate(batch)
         self.average_own_gradients()
-        for optimizer in self.optimizers:
-            if schedule.clip is not None:
-                self.fabric.clip_gradients(
-                    self.model, optimizer, max_norm=schedule.clip, error_if_nonfinite=False
-                )
-            optimizer.step()
+        self.step_optimizers()
         self.step += 1
         self.job.method.after_step(batch, self.step / total)
         if self.fabric.is_global_zero:
             for observer in self.job.observers:
                 observer(self.step, self.job.student)
         self.history.end_step(rate, time.perf_counter() - began)
+
+    def step_optimizers(self) -> None:
+        """Clip, and step; a scale of gradients ("16-mixed") moves once, after all of them."""
+        clip = self.job.schedule.clip
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        for optimizer in self.optimizers:
+            if clip is not None:
+                self.fabric.clip_gradients(
+                    self.model, optimizer, max_norm=clip, error_if_nonfinite=False
+                )
+            if scaler is None:
+                optimizer.step()
+            else:  # Fabric would move it after each, and the next would divide by another one.
+                scaler.step(optimizer.optimizer)
+        if scaler is not None:
+            scaler.update()
 
     def differentiate(self, batch: Batch) -> None:
         """Gradients of the mean loss over the parts of a batch."""
@@ -283,8 +299,13 @@ class _Loop:
                     p.grad = self.fabric.all_reduce(p.grad, reduce_op="mean")
 
     def not_finite(self, terms: dict[str, Tensor], images: Tensor, labels: Tensor) -> str:
-        student, normalise = self.job.student, self.train.normalise
-        run = lambda: self.job.method.loss(lambda x: student(normalise(x)), images, labels)  # noqa: E731
+        student, precision = self.job.student, self.fabric.strategy.precision
+
+        def forward(x: Tensor) -> Any:
+            with self.fabric.autocast():  # as in training: what overflowed is to overflow again
+                return precision.convert_output(student(self.train.normalise(x)))
+
+        run = partial(self.job.method.loss, forward, images, labels)
         layer = first_not_finite(student, run) or "none: it is in the loss itself"
         values = ", ".join(f"{name} = {value.item():.4g}" for name, value in terms.items())
         return f"the loss is not finite at step {self.step}: {values}; first layer: {layer}"
@@ -365,6 +386,7 @@ class _Loop:
     def load(self, path: Path) -> None:
         content = load_tree(path)
         _check_same(content["identity"], self.identity, path)
+        _check_same(_shapes(content["student"]), _shapes(self.job.student.state_dict()), path)
         if content["threads"] != torch.get_num_threads():
             warnings.warn(
                 f"{path} was written with {content['threads']} threads, now there are "
@@ -374,6 +396,7 @@ class _Loop:
         self.epoch, self.step = content["epoch"], content["step"]
         self.before, self.best = content["seconds"], content["best"]
         self.job.load(content["student"], content["method"], content["observers"])
+        _check_taken(content["student"], self.job.student.state_dict(), path)
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.fabric.strategy.precision.load_state_dict(content["scaler"])
@@ -415,6 +438,10 @@ def _check_job(job: _Job, processes: int) -> None:
         )
     if schedule.keep == "best" and job.validation is None:
         raise ValueError("keep is 'best', which needs validation images to choose by")
+    if schedule.keep == "best" and (job.validation.labels < 0).all():
+        raise ValueError("keep is 'best', but no validation image has a label to choose by")
+    if job.checkpoint and job.checkpoint.is_dir():
+        raise ValueError(f"{job.checkpoint} is a folder; a checkpoint is one file")
     if job.resume and job.checkpoint is None:
         raise ValueError("resume needs a checkpoint: the file to go on from")
     if job.checkpoint and job.checkpoint.exists() and not job.resume:
@@ -433,11 +460,30 @@ def _check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None
         raise ValueError(f"{path} is another run's: {'; '.join(differ)}")
 
 
+def _shapes(state: dict[str, Any]) -> dict[str, list[int]]:
+    return {f"student.{k}": list(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _check_taken(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Refuse a student that cannot go back: tensors always can, extra states may not."""
+    extra = (key for key in saved if key.endswith("_extra_state"))
+    if lost := [k for k in extra if not _alike(saved[k], now[k])]:
+        raise ValueError(
+            f"the student has changed for good since {path} was written, as by NIPQ's end_noise "
+            f"({', '.join(lost)}): hand in one as it was before training"
+        )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return torch.equal(one, other.cpu()) if isinstance(one, Tensor) else one == other
+
+
 def _fingerprint(data: Split) -> str:
     """A hash of the images, the labels and the normalisation."""
     digest = hashlib.blake2b(repr((data.mean, data.std)).encode(), digest_size=8)
     for tensor in (data.images, data.labels):
-        digest.update(tensor.cpu().contiguous().numpy())
+        # As bytes, because NumPy has no bfloat16.
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     return f"{len(data)} images, {digest.hexdigest()}"
 
 
@@ -475,8 +521,11 @@ def _alone(job: _Job, fabric: Fabric) -> Iterator[None]:
     except Timeout as error:
         raise RuntimeError(f"another process trains with {job.checkpoint}") from error
     with lock:
-        for partial in job.checkpoint.parent.glob(f".{job.checkpoint.name}.*"):
-            partial.unlink()  # left by a process that was killed while it wrote
+        # What a process left that was killed while it wrote: ``write_whole``'s names, no others.
+        left = re.compile(rf"\.{re.escape(job.checkpoint.name)}\.[a-z0-9_]{{8}}")
+        for file in job.checkpoint.parent.iterdir():
+            if left.fullmatch(file.name):
+                file.unlink()
         yield
 
 

@@ -10,7 +10,8 @@ import torch
 from qatviz.augment import crop_flip
 from qatviz.checkpoints import read_plain
 from qatviz.evaluation import evaluate
-from qatviz.methods import CrossEntropy
+from qatviz.methods import CrossEntropy, Method
+from qatviz.methods.base import labelled_cross_entropy
 from qatviz.training import fit
 from tests.test_resume import Counter
 from tests.test_training import (
@@ -110,3 +111,21 @@ def test_two_processes_resume_to_the_same_bits_and_batchnorm_sees_half(tmp_path)
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match=r"batch of 5 .* into 2 equal parts \(2 processes, acc"):
         two(tiny(), CrossEntropy(), LABELLED, TEST, settings(batch=5))
+
+
+class Headed(Method):
+    """Trains a layer of its own, whose first weights are drawn."""
+
+    def prepare(self, student, data):
+        self.head = torch.nn.Linear(3, 3)
+
+    def loss(self, forward, images, labels):
+        return {"ce": labelled_cross_entropy(self.head(forward(images)), labels)}
+
+
+def test_all_processes_prepare_the_same_method():
+    alone, pair, method, others = without_norm(), without_norm(), Headed(), Headed()
+    one(alone, method, LABELLED, TEST, settings(batch=6))
+    two(pair, others, LABELLED, TEST, settings(batch=6))
+    assert_close_states(alone, pair, 1e-5)
+    assert_close_states(method, others, 1e-5)

@@ -187,3 +187,12 @@ def test_reestimation_of_few_images_takes_what_there_is():
 def test_reestimation_over_no_batch_is_refused():
     with pytest.raises(ValueError, match="batches is 0; allowed: 1 or more"):
         reestimate_batchnorm(normed(), DATA, batches=0)
+
+
+def test_an_interrupted_reestimation_leaves_the_momentum():
+    """One pixel per channel: BatchNorm refuses it in training."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1, momentum=0.3))
+    images = torch.zeros(4, 1, 6, 6, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        reestimate_batchnorm(model, Split(images, torch.zeros(4, dtype=torch.long)), 2, 1)
+    assert model[1].momentum == 0.3

@@ -1,5 +1,6 @@
 """A run that stops anywhere ends where the uninterrupted one does, to the bit."""
 
+import copy
 import os
 import resource
 import warnings
@@ -10,10 +11,14 @@ import pytest
 import torch
 
 import qatviz.runs
+import qatviz.training
+from qatviz.calibration import calibrate
 from qatviz.checkpoints import load_tree, read_plain, save_tree
 from qatviz.datasets import Split
 from qatviz.evaluation import evaluate
 from qatviz.methods import AveragedWeights, CrossEntropy
+from qatviz.quantize import quantize, quantizers
+from qatviz.quantizers import NIPQ
 from qatviz.training import fit
 from tests.test_training import (
     TEST,
@@ -245,3 +250,90 @@ def test_no_space_left_is_the_reason_given(tmp_path, monkeypatch):
         save_tree({"w": torch.zeros(9)}, tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"c", "c.lock"}
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder; a checkpoint is one file"):
+        start(settings(), Counter(), tmp_path, METHOD)
+
+
+def test_only_what_a_killed_process_left_is_removed(tmp_path):
+    """Not an editor's file, and not what another run writes at this moment."""
+    for name in (".c.swp", ".c.d.abcdefgh", ".cc.abcdefgh", ".c.ab_defg7"):
+        (tmp_path / name).touch()
+    start(settings(), Counter(), tmp_path / "c", METHOD)
+    left = {".c.swp", ".c.d.abcdefgh", ".cc.abcdefgh", "c", "c.lock"}
+    assert {p.name for p in tmp_path.iterdir()} == left
+
+
+def test_images_of_any_floating_type_have_a_fingerprint(tmp_path):
+    data = Split((TRAIN.images / 255).bfloat16(), TRAIN.labels, TRAIN.mean, TRAIN.std)
+    for resume in (False, True):
+        fit(tiny(), METHOD(), data, TEST, settings(), checkpoint=tmp_path / "c", resume=resume)
+
+
+def test_another_student_is_refused_and_stays_as_it_is(tmp_path):
+    start(settings(), Counter(), tmp_path / "c", METHOD)
+    student = tiny(quantized=False)
+    student[5] = torch.nn.Linear(16, 4)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ValueError, match=r"5\.bias \[3\] there, \[4\] here"):
+        fit(
+            student,
+            METHOD(),
+            TRAIN,
+            TEST,
+            settings(),
+            [Counter()],
+            validation=VALIDATION,
+            checkpoint=tmp_path / "c",
+            resume=True,
+        )
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("learn_bits", [True, False])
+def test_a_student_that_cannot_go_back_is_refused(learn_bits, tmp_path):
+    """The noise of NIPQ ended after the checkpoint: without a word it would stay ended."""
+
+    def new():
+        torch.manual_seed(3)
+        nipq = partial(NIPQ, bits=4, learn_bits=learn_bits)
+        student = quantize(tiny(quantized=False), nipq, nipq)
+        calibrate(student, TRAIN.batches(22))
+        return student
+
+    def end(step, model):
+        if step == 6:
+            for quantizer in quantizers(model).values():
+                quantizer.end_noise()
+
+    def go(student, *observers):
+        path = {"checkpoint": tmp_path / "c", "resume": True}
+        fit(student, METHOD(), TRAIN, TEST, settings(), [end, *observers], **path)
+
+    interrupted, whole = new(), new()
+    with pytest.raises(KeyboardInterrupt):
+        go(interrupted, Counter(7))
+    with pytest.raises(ValueError, match=r"changed for good .* \(0\.weight_quantizer\._extra"):
+        go(interrupted, Counter())
+    fresh = new()
+    go(fresh, Counter())
+    fit(whole, METHOD(), TRAIN, TEST, settings(), [end])
+    assert_equal_states(fresh, whole)
+
+
+def test_the_bar_of_a_resumed_run_counts_its_own_steps_only(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(qatviz.training.tqdm):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            bars.append(self)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(settings(), Counter(6), tmp_path / "c", METHOD)
+    monkeypatch.setattr(qatviz.training, "tqdm", Bar)
+    start(settings(), Counter(), tmp_path / "c", METHOD, progress=True)
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(4, 8, 8)]

@@ -8,6 +8,8 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 import qatviz.training
@@ -681,3 +683,42 @@ def test_bfloat16_trains_and_leaves_float32(monkeypatch):
 def test_no_bar_when_none_is_asked_for(capsys):
     trained(SCHEDULE, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_the_best_of_nothing_is_refused():
+    blind = Split(VALIDATION.images, torch.full((10,), -1), (MEAN,), (STD,))
+    with pytest.raises(ValueError, match="no validation image has a label to choose by"):
+        trained(settings(keep="best"), validation=blind)
+
+
+def test_a_student_that_cannot_be_trained_is_refused():
+    with pytest.raises(ValueError, match="nothing to train"):
+        trained(SCHEDULE, student=tiny().requires_grad_(False))
+
+
+def test_what_overflows_in_half_precision_only_is_named():
+    """3.4e38 is a number in float32, and infinite in bfloat16."""
+
+    def swell(step, model):
+        model[5].bias.data[0] = 3.4e38
+
+    message = r"cross_entropy = nan; first layer: 5 \(its output\)"
+    with pytest.raises(ValueError, match=message):
+        trained(settings(precision="bf16-mixed"), observers=[swell])
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_a_gradient_scale_that_moves_is_one_for_all_optimizers(clip, monkeypatch):
+    """Growing after every step, or never: the same training, but for rounding."""
+    students = []
+    for interval in (1, 10**6):
+
+        def fabric(accelerator, devices, schedule, interval=interval):
+            scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=interval)
+            return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+
+        monkeypatch.setattr(qatviz.training, "_fabric", fabric)
+        changes = {"optimizer": "adam", "quantizer_optimizer": "sgd", "clip": clip, "rate": 0.01}
+        students.append(trained(settings(epochs=1, **changes))[0])
+    for (name, p), q in zip(students[0].named_parameters(), students[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=name)

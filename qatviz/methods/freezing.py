@@ -37,7 +37,8 @@ class IterativeFreezing(Wrapper):
     Args:
         method: How the student is trained.
         threshold: f₁, above 0. Default: 0.01 (released code: MobileNetV2 at 4 bits; 0.011 at 3).
-            The code advises at least 2 to 3 times the momentum; 1 or more never freezes.
+            The code advises at least 2 to 3 times the momentum; where f₀ is 1 or more, too, nothing
+            ever freezes.
         begin: f₀, above 0. Default: 0.1 (released code: MobileNetV2).
         momentum: m of the tracker. Default: 0.01 (released code's class, for short runs; its
             command line has 0.001).
