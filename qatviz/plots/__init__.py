@@ -12,9 +12,10 @@ from qatviz.plots.grids import (
 )
 from qatviz.plots.images import image_grid
 from qatviz.plots.steps import step_errors, step_gradient, step_ratios, step_sizes, step_trace
+from qatviz.plots.studies import paired_intervals, study_dots
 from qatviz.plots.style import COLOURS, use_style
 from qatviz.plots.toys import loss_gradients, one_weight, staircase_loss
-from qatviz.plots.training import accuracy_dots, history
+from qatviz.plots.training import accuracy_dots, history, relative_gradients
 from qatviz.plots.zoo import compared, learned_grids, released, zoo_curve, zoo_curves, zoo_errors
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "learned_grids",
     "loss_gradients",
     "one_weight",
+    "paired_intervals",
     "range_minima",
     "range_sweep",
+    "relative_gradients",
     "released",
     "six_decibels",
     "staircase_loss",
@@ -41,6 +44,7 @@ __all__ = [
     "step_ratios",
     "step_sizes",
     "step_trace",
+    "study_dots",
     "surrogate_gradient",
     "transfer_curve",
     "use_style",

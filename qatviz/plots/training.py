@@ -67,3 +67,27 @@ def accuracy_dots(
     ax.set(ylabel="test accuracy (%)", xlim=(-0.6, len(accuracies) - 0.4))
     ax.margins(y=0.2)
     return ax
+
+
+def relative_gradients(
+    ax: Axes, ratios: Mapping[str, Sequence[float]], colours: Mapping[str, str] | None = None
+) -> Axes:
+    """Draw |gradient| / |parameter| of each parameter, and the median of each group.
+
+    Args:
+        ax: Where.
+        ratios: The ratios by group, above 0; the first group is drawn on top.
+        colours: Colours by group. Default: None: that of gradients.
+
+    Returns:
+        The axes, the ratio on a logarithmic scale.
+    """
+    colours = colours or {}
+    for place, (name, values) in enumerate(ratios.items()):
+        colour = colours.get(name, COLOURS["gradient"])
+        ax.plot(values, [place] * len(values), "o", ms=4, color=colour, alpha=0.45, mec="none")
+        ax.plot(np.median(values), place, "|", ms=16, mew=2, color=colour)
+    ax.set_yticks(range(len(ratios)), list(ratios))
+    ax.set(xscale="log", xlabel="|gradient| / |parameter|, bar: median")
+    ax.set_ylim(len(ratios) - 0.5, -0.5)
+    return ax

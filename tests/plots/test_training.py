@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
-from qatviz.plots import COLOURS, accuracy_dots, history
+from qatviz.plots import COLOURS, accuracy_dots, history, relative_gradients
 from qatviz.records import History
 
 RECORD = History(
@@ -62,4 +62,20 @@ def test_accuracy_dots_says_mean_and_sample_deviation_in_words(ax):
     assert [text.get_text() for text in ax.get_xticklabels()] == ["a", "b"]
     assert ax.get_ylabel() == "test accuracy (%)"
     assert ax.get_xlim() == (-0.6, 1.6)
+    assert plt.get_fignums() == []
+
+
+def test_relative_gradients_draws_each_parameter_and_the_median(ax):
+    groups = {"weights": [0.1, 10.0, 1.0], "steps": [2.0, 4.0]}
+    assert relative_gradients(ax, groups, {"weights": "#123456"}) is ax
+    dots, median, others, other_median = ax.lines
+    np.testing.assert_allclose(dots.get_xydata(), [(0.1, 0), (10, 0), (1, 0)])
+    np.testing.assert_allclose(others.get_xydata(), [(2, 1), (4, 1)])
+    assert (median.get_xdata()[0], other_median.get_xdata()[0]) == (1, 3)
+    assert same_color(dots.get_color(), "#123456")
+    assert same_color(others.get_color(), COLOURS["gradient"])
+    assert ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["weights", "steps"]
+    assert ax.get_xlabel() == "|gradient| / |parameter|, bar: median"
+    assert ax.get_ylim() == (1.5, -0.5)
     assert plt.get_fignums() == []
