@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -55,24 +56,31 @@ def _add_study(study: argparse.ArgumentParser) -> None:
 
 
 def _add_runs(runs: argparse.ArgumentParser) -> None:
-    actions = ("list", "show", "compare", "delete", "promote")
-    runs.add_argument("action", choices=actions, nargs="?", default="list")
-    runs.add_argument(
-        "hashes", nargs="*", help="first digits of a run's hash; promote takes study files too"
-    )
-    runs.add_argument("--stale", action="store_true", help="delete: all that other code made")
-    runs.add_argument("--weights", action="store_true", help="promote: the weights too")
     _add_cache(runs)
+    actions = runs.add_subparsers(dest="action", help="default: list")
+    actions.add_parser("list", help="a line for each cell, and for the promoted ones")
+    one = {"metavar": "HASH", "help": "first digits of a run's hash"}
+    actions.add_parser("show", help="all about one").add_argument("hashes", nargs=1, **one)
+    compare = actions.add_parser("compare", help="in what two differ")
+    compare.add_argument("hashes", nargs=2, **one)
+    delete = actions.add_parser("delete", help="from the cache")
+    delete.add_argument("hashes", nargs="*", **one)
+    delete.add_argument("--stale", action="store_true", help="all that other code made")
+    promote = actions.add_parser("promote", help="copy to data/runs/studies")
+    promote.add_argument("hashes", nargs="+", metavar="HASH", help="or a study file")
+    promote.add_argument("--weights", action="store_true", help="the weights too")
+    for action in actions.choices.values():  # a default here would hide what was said before
+        _add_cache(action, default=argparse.SUPPRESS)
 
 
-def _add_cache(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cache", type=Path, help="default: data/cache/studies")
+def _add_cache(command: argparse.ArgumentParser, **options: Any) -> None:
+    command.add_argument("--cache", type=Path, help="default: data/cache/studies", **options)
 
 
 def _positive(word: str) -> int:
-    if (number := int(word)) < 1:
-        raise ValueError
-    return number
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {word!r}")
+    return int(word)
 
 
 def lab_command(port: int, folder: Path = NOTEBOOKS) -> list[str]:

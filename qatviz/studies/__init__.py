@@ -46,14 +46,16 @@ system, and are released when a process dies; the file system must share them be
 both want is run once. Where a worker does not see the client's cache it works in a folder of the
 same name on its own disk, trains an experiment's start itself if it is not there, and sends the
 finished cell to the client; progress is then seen only cell by cell. Workers need the same
-qatviz, your own modules, and the files of weights and data that experiments name.
+qatviz, your own modules (found under the client's path too), and the files of weights and data
+that experiments name.
 
 **Threads.** The number of threads changes sums in their last bits, so each cell gets ``threads``
 (default 1), and the table says it. The same holds for the machine and the versions, which each run
 records.
 
 **Staleness.** Each cell records a hash of the code that made it. A cell that other code made is
-used and flagged; ``python -m qatviz runs delete --stale`` makes room for new ones.
+used and flagged, as is one ("missing") whose modules are not found from here;
+``python -m qatviz runs delete --stale`` deletes the first of these, to make room for new ones.
 ``python -m qatviz runs promote FILE.toml`` copies finished cells to ``data/runs/studies``, where
 they can be committed and are found by everyone.
 """

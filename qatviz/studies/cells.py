@@ -1,16 +1,17 @@
 """The folder of one experiment: what is in it, and how it is filled."""
 
-import inspect
 import json
 import os
+import pickle
 import shutil
 import socket
+import sys
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from qatviz.checkpoints import load_tree, read_plain, save_tree
 from qatviz.datasets import DATA, Dataset
 from qatviz.runs import Run, load_weights, save_weights, write_whole
 from qatviz.studies.building import data_of, kept, seeded, train
-from qatviz.studies.experiment import Experiment, file_digest
+from qatviz.studies.experiment import Experiment, analysis_arguments, file_digest
 from qatviz.studies.sources import code_hash
 
 CACHE = DATA / "cache" / "studies"
@@ -83,15 +84,23 @@ class Cell:
 
     @property
     def error(self) -> str:
-        """The last line of ``failure``."""
-        lines = self.failure.strip().splitlines()
-        return next((line for line in reversed(lines) if line and line[0] != " "), "")
+        """What went wrong the last time, in a line."""
+        return last_line(self.failure)
+
+    @property
+    def flag(self) -> str:
+        """``"stale"`` if other code made it than would make it now; empty if not.
+
+        ``"missing"`` if that cannot be said, because a module is not found from here.
+        """
+        about = self.about
+        code = code_hash(about.get("experiment", {}))
+        return "missing" if code == "missing" else "stale" * (code != about.get("code"))
 
     @property
     def stale(self) -> bool:
-        """Whether other code made it than would make it now."""
-        about = self.about
-        return about.get("code") != code_hash(about.get("experiment", {}))
+        """Whether it cannot be said that the code of now made it."""
+        return bool(self.flag)
 
     @property
     def epoch(self) -> int:
@@ -134,6 +143,35 @@ class Outcome:
     hash: str
     failure: str
     files: Mapping[str, bytes]
+
+
+def last_line(text: str) -> str:
+    """The last line of a traceback that is not indented.
+
+    Args:
+        text: The traceback.
+
+    Returns:
+        The line; empty if there is none.
+    """
+    lines = text.strip().splitlines()
+    return next((line for line in reversed(lines) if line and line[0] != " "), "")
+
+
+def run_sent(sent: tuple[bytes, list[str]], cache: Path, **options: Any) -> Outcome:
+    """``run_cell`` where only the worker needs the modules, not what hands the work on.
+
+    Args:
+        sent: The experiment, pickled, and where its modules are on the client: looked into last.
+        cache: Folder of the cells.
+        options: As ``run_cell`` takes them.
+
+    Returns:
+        The outcome.
+    """
+    pickled, folders = sent
+    sys.path += [folder for folder in folders if folder not in sys.path]
+    return run_cell(pickle.loads(pickled), cache, **options)
 
 
 def run_cell(
@@ -201,8 +239,7 @@ def ensure(
             state = _start_state(experiment, cache, threads=threads, accelerator=accelerator)
             _fill(cell, experiment, state, accelerator, watch)
         except Exception:
-            text = traceback.format_exc()
-            write_whole(cell.folder / "failure.txt", lambda file: file.write(text))
+            _note_failure(cell, traceback.format_exc())
             raise
         finally:
             (cell.folder / "running.json").unlink(missing_ok=True)
@@ -273,17 +310,25 @@ def receive(outcome: Outcome, cache: Path) -> Cell:
         The cell.
     """
     cell = Cell(cache / outcome.hash)
-    if not (outcome.files or outcome.failure):
+    if cell.finished or not (outcome.files or outcome.failure):
+        return cell
+    if outcome.failure:
+        with suppress(OSError), locked(cell):
+            if not cell.finished:
+                _note_failure(cell, outcome.failure)
         return cell
     with locked(cell):
-        if outcome.files and not cell.finished:
+        if not cell.finished:
             for name in (n for n in RESULTS if n in outcome.files):
-                _write_bytes(cell.folder / name, outcome.files[name])
+                write_bytes(cell.folder / name, outcome.files[name])
             (cell.folder / "failure.txt").unlink(missing_ok=True)
-        elif outcome.failure and not cell.finished:
-            text = outcome.failure
-            write_whole(cell.folder / "failure.txt", lambda file: file.write(text))
     return cell
+
+
+def _note_failure(cell: Cell, text: str) -> None:
+    """Write it down, if the disk takes it: it is reported anyway."""
+    with suppress(OSError):
+        write_whole(cell.folder / "failure.txt", lambda file: file.write(text))
 
 
 def remove(cell: Cell, *, timeout: float = -1) -> None:
@@ -311,6 +356,8 @@ def is_running(cell: Cell) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:  # a cache that cannot be written
+        return False
 
 
 def _prepare(cell: Cell, experiment: Experiment, threads: int) -> None:
@@ -376,17 +423,9 @@ def analysed(experiment: Experiment, student: nn.Module, data: Dataset) -> dict[
     found = {}
     for name, analysis in experiment.analyses.items():
         with seeded(experiment.seed):
-            found[name] = _call(analysis, student.eval(), data)
+            given = analysis_arguments(analysis, student.eval(), data)
+            found[name] = analysis(*given.args, **given.kwargs)
     return found
-
-
-def _call(analysis: Any, student: nn.Module, data: Dataset) -> Any:
-    """An analysis takes the student and the data set, or the student alone."""
-    try:
-        inspect.signature(analysis).bind(student, data)
-    except TypeError:
-        return analysis(student)
-    return analysis(student, data)
 
 
 def _start_state(
@@ -474,5 +513,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, lambda file: file.write(text))
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: The file.
+        content: What it is to hold.
+    """
     write_whole(path, lambda file: file.write(content), binary=True)

@@ -1,5 +1,6 @@
 """What is refused before anything starts: all of it at once."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -96,9 +97,16 @@ def problems(experiments: Sequence[Any], cache: Path) -> list[str]:
     everything = with_starts(experiments)
     found = [*_doubles(experiments), *_collisions([*experiments, *everything], cache)]
     todo = needed(experiments, cache)
+    found += _unwritable(cache) if todo else []
     data, missing = _data(todo)
     found += missing + [p for e in _one_per_arm(todo) for p in _built(e, data)]
     return list(dict.fromkeys(found))
+
+
+def _unwritable(cache: Path) -> Iterator[str]:
+    folder = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        yield f"the cache {cache} cannot be written"
 
 
 def _doubles(experiments: Sequence[Experiment]) -> Iterator[str]:

@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 from filelock import Timeout
 
-from qatviz.runs import write_whole
 from qatviz.studies import cells
-from qatviz.studies.cells import Cell
+from qatviz.studies.cells import Cell, write_bytes
 from qatviz.studies.checks import refuse
 from qatviz.studies.executors import processes
 from qatviz.studies.files import read_study
@@ -60,6 +59,7 @@ def manage_runs(chosen: argparse.Namespace) -> int:
         0; 2 if it was refused.
     """
     actions = {
+        None: list_runs,
         "list": list_runs,
         "show": show_run,
         "compare": compare_runs,
@@ -108,12 +108,7 @@ def compare_runs(chosen: argparse.Namespace) -> None:
 
     Args:
         chosen: The words of the command line.
-
-    Raises:
-        ValueError: If there are not two.
     """
-    if len(chosen.hashes) != 2:
-        raise ValueError(f"compare takes two runs, got {len(chosen.hashes)}")
     two = [one_cell(prefix, _roots(chosen)) for prefix in chosen.hashes]
     columns = [flattened(c.about.get("experiment", {})) | _row(c) for c in two]
     keys = [k for k in dict.fromkeys([*columns[0], *columns[1]]) if k != "hash"]
@@ -135,7 +130,9 @@ def delete_runs(chosen: argparse.Namespace) -> None:
     cache = _cache(chosen)
     gone = [one_cell(prefix, [cache]) for prefix in chosen.hashes]
     if chosen.stale:
-        gone += [cell for cell in cells_in(cache) if cell.stale]
+        gone += [cell for cell in cells_in(cache) if cell.flag == "stale"]
+        for cell in (c for c in cells_in(cache) if c.flag == "missing"):
+            print(f"kept {cell.hash}: a module of it is not found from here")
     elif not gone:
         raise ValueError("name the runs to delete, or give --stale")
     for cell in dict.fromkeys(gone):
@@ -152,16 +149,15 @@ def promote_runs(chosen: argparse.Namespace) -> None:
     Args:
         chosen: The words of the command line: hashes or study files.
     """
-    cache, found, problems = _cache(chosen), [], []
+    cache, found = _cache(chosen), []
     for word in chosen.hashes:
         if word.endswith(".toml"):
             found += [Cell(cache / e.hash) for e in read_study(word, cache)]
         else:
             found.append(one_cell(word, [cache]))
-    problems += [f"{cell.hash} is not finished" for cell in found if not cell.finished]
-    refuse(problems or ([] if found else ["name runs or study files to promote"]))
+    refuse(f"{cell.hash} is not finished" for cell in found if not cell.finished)
     for cell in dict.fromkeys(found):
-        stale = ", stale: other code made it than there is now" if cell.stale else ""
+        stale = f", {cell.flag}: other code made it than there is now" if cell.stale else ""
         size = promote(cell, weights=chosen.weights)
         print(f"promoted {cell.hash} {cell.about['name']} ({size / 1e3:.0f} kB{stale})")
 
@@ -180,7 +176,7 @@ def promote(cell: Cell, *, weights: bool = False) -> int:
     for name in ("weights.safetensors",) * weights + PROMOTE:
         content = (cell.folder / name).read_bytes()
         size += len(content)
-        _write(cells.PROMOTED / cell.hash / name, content)
+        write_bytes(cells.PROMOTED / cell.hash / name, content)
     return size
 
 
@@ -255,7 +251,7 @@ def _row(cell: Cell) -> dict[str, Any]:
         "test": "" if run is None else f"{run.test:.4f}",
         "seconds": "" if run is None else round(run.seconds),
         "threads": about.get("threads", ""),
-        "stale": "stale" if cell.stale else "",
+        "stale": cell.flag,
     }
 
 
@@ -278,10 +274,6 @@ def _roots(chosen: argparse.Namespace) -> list[Path]:
 
 def _show(table: pd.DataFrame) -> None:
     print(table.to_string(index=False, na_rep=""))
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_whole(path, lambda file: file.write(content), binary=True)
 
 
 @contextmanager

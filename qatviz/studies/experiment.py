@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from inspect import Parameter
+from inspect import BoundArguments, Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ class Experiment:
             after each step; at the end their ``record()``, ``result`` or ``state_dict()`` is kept.
             Default: none.
         analyses: Called with the trained student and the data set (or the student alone, if
-            they take one argument) at the end; the record from
-            ``qatviz.records``, mapping or number that they return is kept. Default: none.
+            they take one argument) at the end; arguments ``images``, ``labels`` and ``batches``
+            are the first 64 training images. The record from ``qatviz.records``, mapping or
+            number that they return is kept. Default: none.
         label: Name of the arm, for tables. Default: "": made of the parts.
 
     Raises:
@@ -80,7 +81,7 @@ class Experiment:
 
     # A file may hold anything, so __post_init__ checks these: Any where it does.
     data: Any = "fashion-mini"
-    root: str | None = None
+    root: Any = None  # str | None
     images: Any = None  # int | None
     model: Any = small_resnet  # Part
     start: Any = None  # str | Experiment | None
@@ -91,16 +92,15 @@ class Experiment:
     method: Any = PLAIN  # Part
     schedule: Any = field(default_factory=Schedule)
     seed: Any = 0  # int
-    observers: Mapping[str, Any] = field(default_factory=dict)  # of Part
-    analyses: Mapping[str, Any] = field(default_factory=dict)  # of Part
-    label: str = ""
+    observers: Any = field(default_factory=dict)  # Mapping[str, Part]
+    analyses: Any = field(default_factory=dict)  # Mapping[str, Part]
+    label: Any = ""  # str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "observers", dict(self.observers))
-        object.__setattr__(self, "analyses", dict(self.analyses))
-        if isinstance(self.bits, list):  # as a file has it
-            object.__setattr__(self, "bits", tuple(self.bits))
-        if problems := list(_problems(self)):
+        for name, kind, plain in _PLAINER:
+            if isinstance(value := getattr(self, name), kind):
+                object.__setattr__(self, name, plain(value))
+        if problems := list(dict.fromkeys(_problems(self))):
             raise ValueError("impossible experiment: " + "; ".join(problems))
         # Now, so that the hash is of the file of weights as it is now.
         _ = self.hash
@@ -121,7 +121,12 @@ class Experiment:
         if not isinstance(self.start, str):
             return None
         named = self.start.endswith(".safetensors")
-        return Path(self.start).expanduser() if named else RUNS / f"{self.start}.safetensors"
+        # Absolute: a worker may stand in another folder.
+        return (
+            Path(self.start).expanduser().absolute()
+            if named
+            else RUNS / f"{self.start}.safetensors"
+        )
 
     @cached_property
     def content(self) -> str:
@@ -174,7 +179,7 @@ class Experiment:
         return f"Experiment({self.name!r}, {self.data}, seed {self.seed}, {self.hash})"
 
 
-def grid(base: Experiment, **choices: Iterable[Any] | Mapping[str, Any]) -> list[Experiment]:
+def grid(base: Experiment, **choices: Any) -> list[Experiment]:
     """All combinations of some choices.
 
     ``grid(base, bits=[2, 4], seed=range(3))`` are six experiments. A choice is a list, or a
@@ -201,9 +206,7 @@ def grid(base: Experiment, **choices: Iterable[Any] | Mapping[str, Any]) -> list
     return made
 
 
-def combine(
-    base: Experiment, choices: Mapping[str, Iterable[Any] | Mapping[str, Any]]
-) -> tuple[list[Experiment], list[str]]:
+def combine(base: Experiment, choices: Mapping[str, Any]) -> tuple[list[Experiment], list[str]]:
     """What ``grid`` returns, and what it refuses.
 
     Args:
@@ -217,13 +220,17 @@ def combine(
     problems = [problem for found in wrong.values() for problem in found]
     axes = [list(_axis(key, choice)) for key, choice in choices.items() if not wrong[key]]
     made: list[Experiment] = []
+    refused: dict[str, list[str]] = {}
     for cell in itertools.product(*axes):
         label = " ".join(filter(None, [base.label, *(word for word, _ in cell)]))
         changes = {k: v for _, values in cell for k, v in values.items()}
         try:
             made.append(_changed(base, label, changes))
         except ValueError as error:
-            problems.append(f"{label or base.name}: {error}")
+            refused.setdefault(str(error), []).append(label or base.name)
+    for error, labels in refused.items():
+        more = len(dict.fromkeys(labels)) - 1
+        problems.append(f"{labels[0]}{f' and {more} more' if more else ''}: {error}")
     return made, list(dict.fromkeys(problems))
 
 
@@ -241,8 +248,8 @@ def _word(key: str, value: Any) -> str:
     if key == "seed":
         return ""
     if key == "bits":
-        w, a = value if isinstance(value, tuple | list) else (value, value)
-        return bits_in_words(w, a)
+        pair = value if isinstance(value, tuple | list) else (value, value)
+        return bits_in_words(*pair) if len(pair) == 2 else f"bits {value}"
     if is_part(value):
         return short(value)
     return f"{key.rpartition('.')[2]} {value.hash if isinstance(value, Experiment) else value}"
@@ -254,14 +261,22 @@ def _choice_problems(key: str, choice: Any) -> Iterable[str]:
     if key not in known:
         yield unknown(f"a grid's choice {key!r}", key, known)
     elif key == "arms":
-        for word, values in choice.items():
-            for name in values:
-                if name not in known[1:]:
-                    yield unknown(f"arm {word!r}: field {name!r}", name, known[1:])
+        yield from _arms_problems(choice, known[1:])
     elif isinstance(choice, str) or not isinstance(choice, Iterable):
         yield f"{key}: a choice is a list or a dictionary, got {choice!r}"
     elif hasattr(choice, "__len__") and not len(choice):
         yield f"{key}: a choice of nothing"
+
+
+def _arms_problems(arms: Any, known: list[str]) -> Iterable[str]:
+    tables = arms.values() if isinstance(arms, Mapping) else [None]
+    if not all(isinstance(values, Mapping) for values in tables):
+        yield f"arms must be a dictionary of dictionaries of fields, got {arms!r}"
+        return
+    for word, values in arms.items():
+        for name in values:
+            if name not in known:
+                yield unknown(f"arm {word!r}: field {name!r}", name, known)
 
 
 def _changed(base: Experiment, label: str, changes: Mapping[str, Any]) -> Experiment:
@@ -353,20 +368,37 @@ def _without_seed(content: dict[str, Any], seed: int) -> dict[str, Any]:
     return content | {"start": start, "seed": None if content["seed"] == seed else content["seed"]}
 
 
+_PLAINER = (
+    ("root", Path, str),
+    ("start", Path, str),
+    ("bits", list, tuple),
+    ("observers", Mapping, dict),
+    ("analyses", Mapping, dict),
+)
+
+
 def _problems(e: Experiment) -> Iterable[str]:
     yield from _plain_problems(e)
+    yield from _start_problems(e)
+    mappings = [name for name in ("observers", "analyses") if type(getattr(e, name)) is not dict]
+    if mappings:
+        yield f"{' and '.join(mappings)} must be dictionaries of parts by name"
+        return
     unnamed = list(_unnamed(e))
     yield from unnamed
     if not unnamed:
         yield from _bits_problems(e)
         yield from _method_problems(e)
         yield from _keeping_problems(e)
-    yield from _start_problems(e)
 
 
 def _plain_problems(e: Experiment) -> Iterable[str]:
     if not isinstance(e.data, str):
         yield f"data must be a name, got {e.data!r}"
+    if not (e.root is None or isinstance(e.root, str)):
+        yield f"root must be None or a folder, got {e.root!r}"
+    if not isinstance(e.label, str):
+        yield f"label must be text, got {e.label!r}"
     if not (e.images is None or (_whole(e.images) and e.images >= 1)):
         yield f"images must be None or a whole number from 1, got {e.images!r}"
     if not (_whole(e.seed) and 0 <= e.seed < 2**63):
@@ -449,6 +481,38 @@ def _keeping_problems(e: Experiment) -> Iterable[str]:
         verbs = ("record", "result", "state_dict")
         if isinstance(kind, type) and not any(hasattr(kind, verb) for verb in verbs):
             yield f"observer {name!r}: {short(part)} has none of {', '.join(verbs)} to keep"
+    for name, part in e.analyses.items():
+        try:
+            analysis_arguments(part)
+        except ValueError as error:
+            yield f"analysis {name!r}: {error}"
+
+
+def analysis_arguments(analysis: Part, student: Any = None, data: Any = None) -> BoundArguments:
+    """What an analysis is called with.
+
+    Args:
+        analysis: Takes the student and the data set, or the student alone; further arguments
+            ``images``, ``labels`` and ``batches`` are the first 64 training images, normalised.
+        student: Trained. Default: None: only looked whether the analysis can be called.
+        data: The data set. Default: None, as ``student``.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        ValueError: If it takes no student, or needs something else.
+    """
+    takes = {n for n, p in open_arguments(analysis).items() if p.default is Parameter.empty}
+    images, labels = (None, None) if data is None else next(data.train.batches(64, limit=64))
+    offered = {"images": images, "labels": labels, "batches": [(images, labels)]}
+    offered = {name: value for name, value in offered.items() if name in takes}
+    for given in ((student, data), (student,)):
+        try:
+            return signature(analysis).bind(*given, **offered)
+        except TypeError as error:
+            refused = error
+    raise ValueError(f"{short(analysis)} cannot be called with a student: {refused}")
 
 
 def _start_problems(e: Experiment) -> Iterable[str]:

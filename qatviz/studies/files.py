@@ -1,14 +1,15 @@
 """A study as a TOML file: a table of what its cells have in common, and a grid.
 
 Names are looked up in qatviz's rooms (``"LSQ"``, ``"small_resnet"``, ``"flip"``);
-``"my_module:MyMethod"`` is imported; ``{name = "Dampening", strength = 0.1}`` gives arguments. An
-argument of text is looked up too, unless the parameter is declared as text. ``bits = "float"`` is
-Python's None. A start that is a table is an experiment of its own, which has the seed of the cell
-that begins from it unless it names one. In ``[grid]`` a choice is a list, or a table whose keys are
-labels; ``[grid.arms]`` sets several fields together.
+``"my_module:MyMethod"`` is imported, also from the file's folder; ``{name = "Dampening",
+strength = 0.1}`` gives arguments. An argument of text is looked up too, unless the parameter is
+declared as text. ``bits = "float"`` is Python's None. A start that is a table is an experiment of
+its own, which has the seed of the cell that begins from it unless it names one. In ``[grid]`` a
+choice is a list, or a table whose keys are labels; ``[grid.arms]`` sets several fields together.
 """
 
 import inspect
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -55,6 +56,8 @@ def read_study(path: str | Path, cache: str | Path = CACHE) -> list[Experiment]:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a study: {error}") from error
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     reader = _Reader()
     experiments = reader.study(content)
     if reader.problems:
@@ -74,17 +77,23 @@ class _Reader:
         for key in content.keys() - {"title", "base", "grid"}:
             self.problems.append(unknown(f"the table [{key}]", key, ("title", "base", "grid")))
         base = self.experiment(content.get("base", {}), "base")
-        choices = dict(self.choices(content.get("grid", {})))
+        choices = dict(self.choices(self.table(content.get("grid", {}), "grid")))
         made, refused = combine(base, choices)
         self.problems += refused
         return [self.followed(e) for e in made]
+
+    def table(self, value: Any, where: str) -> Mapping[str, Any]:
+        if isinstance(value, dict):
+            return value
+        self.problems.append(f"{where} must be a table, got {value!r}")
+        return {}
 
     def followed(self, e: Experiment) -> Experiment:
         if any(e.start is start for start in self.following):
             return replace(e, start=replace(e.start, seed=e.seed))
         return e
 
-    def experiment(self, table: Mapping[str, Any], where: str) -> Experiment:
+    def experiment(self, table: Any, where: str) -> Experiment:
         """An experiment; if there is none, one of those fields that are possible."""
         found = self.fields(table, where)
         try:
@@ -100,9 +109,9 @@ class _Reader:
                 continue
         return Experiment(**possible)
 
-    def fields(self, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def fields(self, table: Any, where: str) -> dict[str, Any]:
         found = {}
-        for key, value in table.items():
+        for key, value in self.table(table, where).items():
             if key not in FIELDS:
                 self.problems.append(unknown(f"{where}.{key}", key, FIELDS))
                 continue
@@ -120,8 +129,9 @@ class _Reader:
             return self.schedule(value, where)
         if key == "start" and isinstance(value, dict):
             return self.start(value, where)
-        if key in ("observers", "analyses") and isinstance(value, dict):
-            return {n: self.part(v, ROOMS[key], f"{where}.{n}") for n, v in value.items()}
+        if key in ("observers", "analyses"):
+            parts = self.table(value, where)
+            return {n: self.part(v, ROOMS[key], f"{where}.{n}") for n, v in parts.items()}
         return self.part(value, ROOMS[key], where) if key in ROOMS else value
 
     def start(self, table: Mapping[str, Any], where: str) -> Experiment:
@@ -131,9 +141,7 @@ class _Reader:
         return start
 
     def schedule(self, table: Any, where: str) -> Schedule | None:
-        if not isinstance(table, dict):
-            self.problems.append(f"{where} must be a table, got {table!r}")
-            return None
+        table = self.table(table, where)
         for key in table.keys() - set(SCHEDULE):
             self.problems.append(unknown(f"{where}.{key}", key, SCHEDULE))
         try:

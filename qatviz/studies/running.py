@@ -1,5 +1,7 @@
 """Run a grid of experiments: what is cached is not run again, what fails does not stop others."""
 
+import pickle
+import shlex
 import time
 import traceback
 import uuid
@@ -13,10 +15,22 @@ from tqdm.auto import tqdm
 
 from qatviz.datasets import Dataset, Split
 from qatviz.studies.building import data_of, train
-from qatviz.studies.cells import CACHE, Cell, Outcome, analysed, find, identity, receive, run_cell
+from qatviz.studies.cells import (
+    CACHE,
+    Cell,
+    Outcome,
+    analysed,
+    find,
+    identity,
+    last_line,
+    receive,
+    run_cell,
+    run_sent,
+)
 from qatviz.studies.checks import check, needed, start_like, with_starts
 from qatviz.studies.executors import Pool, broke
 from qatviz.studies.experiment import Experiment
+from qatviz.studies.sources import folders
 from qatviz.studies.tables import Study
 
 POLL = 0.05  # seconds between two looks at the futures
@@ -75,7 +89,7 @@ def study(
             job.run_on(executor)
     result = Study(asked, *job.found())
     if progress:
-        report(result)
+        report(result, cache)
     return result
 
 
@@ -125,22 +139,26 @@ def two_steps(e: Experiment, accelerator: str) -> None:
     analysed(twice, student.cpu(), small)
 
 
-def report(result: Study) -> None:
+def report(result: Study, cache: Path) -> None:
     """Say what failed and what is stale, if anything.
 
     Args:
         result: The study.
+        cache: Folder of its cells.
     """
+    where = "" if cache == CACHE.resolve() else f" --cache {shlex.quote(str(cache))}"
     for row in result.table.itertuples():
         if row.error:
             tqdm.write(f"failed: {row.label}, seed {row.seed}: {row.error}")
-            tqdm.write(f"        the traceback: python -m qatviz runs show {row.hash}")
+            tqdm.write(f"        the traceback: python -m qatviz runs show {row.hash}{where}")
     stale = [row.hash for row in result.table.itertuples() if row.stale]
     if stale:
         tqdm.write(
             f"stale: {len(stale)} runs were made by other code than there is now "
-            f"(the table says which); to run them anew: python -m qatviz runs delete --stale"
+            f"(the table says which); to run them anew: python -m qatviz runs delete --stale{where}"
         )
+        if any(result.cells[key].folder.parent != cache for key in stale):
+            tqdm.write("       and what is promoted: delete its folder in data/runs/studies")
 
 
 def _first(split: Split, images: int) -> Split:
@@ -200,7 +218,7 @@ class _Job:
         """Take an outcome in."""
         cell = receive(outcome, self.cache)
         if outcome.failure and not cell.finished:
-            self.fail(e, cell.error)
+            self.fail(e, last_line(outcome.failure))
         else:
             self.settle(e)
 
@@ -251,7 +269,8 @@ class _Crew:
 
     def hand_over(self, e: Experiment) -> None:
         options = self.job.options | {"token": self.token, "attempt": uuid.uuid4().hex}
-        self.futures[e.hash] = (e, self.pool.submit(run_cell, e, self.job.cache, **options))
+        sent = (pickle.dumps(e), folders(e.describe()))
+        self.futures[e.hash] = (e, self.pool.submit(run_sent, sent, self.job.cache, **options))
 
     def collect(self) -> None:
         for key, (e, future) in list(self.futures.items()):

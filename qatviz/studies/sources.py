@@ -32,6 +32,21 @@ def code_hash(description: dict[str, Any]) -> str:
     return _hash_of(tuple(sorted(set(_modules_in(description)))))
 
 
+def folders(description: dict[str, Any]) -> list[str]:
+    """Where the packages of an experiment's parts are.
+
+    Args:
+        description: What ``Experiment.describe()`` returns.
+
+    Returns:
+        The folders, as ``sys.path`` has them.
+    """
+    tops = sorted({name.partition(".")[0] for name in _modules_in(description)})
+    files = [path for path in map(_file, tops) if path]
+    above = [p.parent.parent if p.name == "__init__.py" else p.parent for p in files]
+    return list(dict.fromkeys(map(str, above)))
+
+
 def _modules_in(description: Any) -> Iterator[str]:
     if isinstance(description, dict):
         if "part" in description:

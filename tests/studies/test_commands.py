@@ -146,8 +146,6 @@ def test_an_empty_cache_and_unknown_hashes_are_said(run, cache):
     assert "no runs in" in run("runs")[1]
     assert run("runs", "show", "abc")[2] == "no run begins with 'abc'\n"
     assert run("runs", "delete")[2] == "name the runs to delete, or give --stale\n"
-    assert "compare takes two runs, got 1" in run("runs", "compare", "a")[2]
-    assert "name runs or study files" in run("runs", "promote")[2]
 
 
 def test_dask_that_is_not_installed_is_said_with_the_extra(run, file, monkeypatch):
@@ -187,3 +185,47 @@ def test_a_dask_scheduler_is_found_by_its_address(run, file, cache):
 def test_descriptions_become_one_level():
     content = {"a": {"part": "m:f", "with": {}}, "b": {"part": "m:g", "with": {"x": {"y": 1}}}}
     assert flattened(content) == {"a": "m:f", "b.part": "m:g", "b.with.x.y": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("runs", "show"), "required: HASH"),
+        (("runs", "compare", "a"), "required: HASH"),
+        (("runs", "promote"), "required: HASH"),
+        (("runs", "list", "nonsense"), "unrecognized arguments: nonsense"),
+        (("study", "x.toml", "--jobs", "0"), "must be a whole number from 1, got '0'"),
+        (("study", "x.toml", "--jobs", "two"), "must be a whole number from 1, got 'two'"),
+    ],
+)
+def test_words_that_do_not_fit_are_refused(run, capsys, words, says):
+    with pytest.raises(SystemExit):
+        run(*words)
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_cache_may_be_named_before_and_after_the_action(file, cache, capsys, before):
+    named = ["--cache", str(cache)]
+    main(["study", file, *named])
+    a, b = hashes(cache)
+    capsys.readouterr()
+    words = [*named, "compare"] if before else ["compare", *named]
+    assert main(["runs", *words, a, b]) == 0
+    assert "bits" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_flagged_and_not_deleted(run, file, cache, monkeypatch):
+    run("study", file)
+    monkeypatch.setattr("qatviz.studies.cells.code_hash", lambda content: "missing")
+    assert run("runs")[1].count("missing") == 2
+    out = run("runs", "delete", "--stale")[1]
+    assert out.count("kept") == 2
+    assert len(hashes(cache)) == 2
+
+
+def test_the_hints_of_a_study_name_its_cache(run, tmp_path, cache):
+    path = tmp_path / "bad.toml"
+    path.write_text(STUDY.replace("count_parameters", "broken_analysis"))
+    out = run("study", str(path))[1]
+    assert f"--cache {cache.resolve()}" in out

@@ -10,14 +10,24 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from qatviz.analysis import (
+    activation_histograms,
+    descent,
+    step_ratios,
+    weight_histograms,
+    zoo_names,
+)
 from qatviz.augment import crop_flip, flip
+from qatviz.datasets import load
 from qatviz.methods import CrossEntropy, HintonKD
 from qatviz.models import small_cnn, small_resnet
 from qatviz.quantizers import LSQ, PACT
 from qatviz.runs import save_weights
 from qatviz.schedule import Schedule
 from qatviz.studies import Experiment, grid
+from qatviz.studies.experiment import analysis_arguments
 from tests.studies.grids import BASE, TINY, Counter, Mute, Taught, count_parameters, curve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,3 +224,49 @@ def test_names_are_made_of_the_parts_and_the_repr_is_stable():
     e = replace(BASE, bits=2, label="mine", seed=3)
     assert repr(e) == f"Experiment('mine', fashion-mini, seed 3, {e.hash})"
     assert Experiment(model=small_resnet, analyses={"n": count_parameters}).label == ""
+
+
+def test_paths_are_text_and_a_start_is_absolute(tmp_path, monkeypatch):
+    save_weights({"w": torch.zeros(2)}, tmp_path / "w.safetensors")
+    monkeypatch.chdir(tmp_path)
+    e = Experiment(start=Path("w.safetensors"), root=Path("a"))
+    assert (e.start, e.root) == ("w.safetensors", "a")
+    assert e.start_file == tmp_path / "w.safetensors"
+
+
+@pytest.mark.parametrize("arms", [["a"], {"a": 3}, 3])
+def test_arms_that_are_no_dictionaries_are_refused(arms):
+    with pytest.raises(ValueError, match="arms must be a dictionary of dictionaries"):
+        grid(Experiment(), arms=arms)
+
+
+def test_observers_are_a_dictionary():
+    with pytest.raises(ValueError, match="observers must be dictionaries"):
+        Experiment(observers=[Counter])
+
+
+def test_a_problem_of_all_layers_is_said_once():
+    with pytest.raises(ValueError, match="PACT has no signed grid") as error:
+        Experiment(weights=PACT, bits=2)
+    assert str(error.value).count("no signed grid") == 1
+
+
+def test_an_analysis_gets_what_it_asks_for():
+    data = load("fashion-mini")
+    images, labels = next(data.train.batches(64, limit=64))
+    given = analysis_arguments(activation_histograms, "student", data)
+    assert given.args[0] == "student"
+    assert torch.equal(given.arguments["images"], images)
+    assert torch.equal(analysis_arguments(descent, "student", data).arguments["labels"], labels)
+    assert len(analysis_arguments(step_ratios, "student", data).arguments["batches"]) == 1
+    assert analysis_arguments(weight_histograms, "student", data).args == ("student",)
+    assert analysis_arguments(curve, "student", data).args == ("student", data)
+    with pytest.raises(ValueError, match="zoo_names cannot be called"):
+        Experiment(analyses={"n": zoo_names})
+
+
+def test_one_problem_of_many_cells_is_said_once():
+    with pytest.raises(ValueError, match="impossible experiments") as error:
+        grid(Experiment(), bits=[2, 4], **{"schedule.rate": [-1]}, seed=range(2))
+    assert str(error.value).count("rate must be") == 1
+    assert "W2A2 rate -1 and 1 more: " in str(error.value)

@@ -1,5 +1,6 @@
 """Studies as TOML files."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -181,3 +182,34 @@ def test_the_studies_that_come_along_can_be_read(name, cells, arms):
 def test_the_embedded_data_are_where_the_studies_expect_them():
     assert datasets.DATA.is_dir()
     assert len(load("fashion-mini").train) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base = 3", "base must be a table, got 3"),
+        ("grid = 3", "grid must be a table, got 3"),
+        ("[grid]\narms = 3", "arms must be a dictionary of dictionaries of fields, got 3"),
+        ("[grid.arms]\nA = 3", "grid.arms.A must be a table, got 3"),
+        ('[base]\nobservers = "OscillationTracker"', "base.observers must be a table"),
+        ("[base]\nlabel = 3", "label must be text, got 3"),
+        ("[base]\nroot = 3", "root must be None or a folder, got 3"),
+        ("[grid]\nbits = [[2, 3, 4]]", "bits must be None, a whole number, or a pair"),
+        ('[base.analyses]\nn = "zoo_names"', "zoo_names cannot be called with a student"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_with_all_else(read, text, says):
+    text = text if text.startswith("base") else text + "\n[base.schedule]\nepoch = 1\n"
+    with pytest.raises(ValueError, match="nothing was started") as error:
+        read(text)
+    assert says in str(error.value)
+    assert text.startswith("base") or "did you mean epochs?" in str(error.value)
+
+
+def test_a_module_beside_the_file_is_found(read, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    text = "from qatviz.methods import CrossEntropy\n\n\nclass Beside(CrossEntropy):\n    pass\n"
+    (tmp_path / "beside_the_study.py").write_text(text)
+    (e,) = read('[base]\nmethod = "beside_the_study:Beside"')
+    assert e.method.__name__ == "Beside"
+    sys.modules.pop("beside_the_study")

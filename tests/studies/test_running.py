@@ -1,6 +1,7 @@
 """Whole studies: here, in pools, on Dask, interrupted, killed, twice at once."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import torch
 from qatviz.methods import CrossEntropy
 from qatviz.schedule import Schedule
 from qatviz.studies import Cell, dry_run, grid, processes, study
+from qatviz.studies.cells import run_sent
+from qatviz.studies.sources import folders
 from tests.studies.grids import (
     BASE,
     TINY,
@@ -370,3 +373,36 @@ def test_methods_of_the_arms_are_those_that_train(cache):
     arms = grid(replace(BASE, model=TINY), method={"plain": CrossEntropy, "mirrored": mirrored})
     plain, other = quiet(arms, cache=cache).runs.values()
     assert plain.history.terms["cross_entropy"][0] != other.history.terms["cross_entropy"][0]
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_starts(cache):
+    cache.write_text("a file")
+    with pytest.raises(ValueError, match=r"the cache .* cannot be written"):
+        study([BASE], cache=cache, progress=False)
+
+
+def test_a_full_disk_fails_the_cells_and_the_study_returns(cache, monkeypatch):
+    def full(path, *_, **__):
+        raise OSError(28, f"{path} could not be written: No space left on device")
+
+    monkeypatch.setattr("qatviz.studies.cells.write_whole", full)
+    result = study(grid(BASE, seed=range(2)), cache=cache, progress=False)
+    assert len(result.errors) == 2
+    assert all("No space left on device" in error for error in result.errors.values())
+
+
+def test_only_the_worker_needs_the_modules(cache, tmp_path, monkeypatch):
+    text = "from qatviz.methods import CrossEntropy\n\n\nclass Far(CrossEntropy):\n    pass\n"
+    (tmp_path / "far_away.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    from far_away import Far
+
+    e = replace(BASE, method=Far)
+    sent, where = pickle.dumps(e), folders(e.describe())
+    assert str(tmp_path) in where
+    sys.modules.pop("far_away")
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p != str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match="far_away"):
+        run_sent((sent, []), cache)
+    assert run_sent((sent, where), cache).failure == ""
+    sys.modules.pop("far_away")
