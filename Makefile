@@ -12,7 +12,7 @@ help:
 	@echo "make test       all checks: lint, import directions, tests, notebooks, browser"
 	@echo "make quick      the checks of an inner loop, under 90 seconds"
 	@echo "make notebooks  execute all notebooks in place"
-	@echo "make bench      measure speed and memory beside the peers (10 minutes, alone on the machine)"
+	@echo "make bench      measure speed and memory beside the peers (15 minutes, alone on the machine)"
 	@echo "make float      train the float network that the notebooks start from (2 minutes)"
 	@echo "make runs       measure again what data/runs holds (five seeds, 2 to 3 minutes each)"
 
@@ -53,6 +53,7 @@ runs: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,bench]"
 	$(BIN)/python benchmarks/quantizers.py
+	$(BIN)/python benchmarks/training.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,13 +1,18 @@
 """What every benchmark of the house does: take turns, compare medians, write one small file."""
 
 import json
+import os
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +22,15 @@ from tqdm.auto import trange
 from qatviz.runs import describe_machine, write_whole
 
 RUNS = Path(__file__).parent.parent / "data" / "runs"
+THREADS = 2
+BATCH = 128
+# glibc keeps the memory of freed tensors, for all alike: on a virtual machine, asking the kernel
+# for it again takes longer than the passes over it that are to be measured.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +50,36 @@ class Row:
     unit: str
 
 
+def in_a_process(function: Callable, *arguments: object) -> Any:
+    """The result of a function in a fresh process, which keeps the memory it frees."""
+    os.environ.update(KEEP_MEMORY)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def in_processes(
+    count: int, measure: Callable[..., dict[str, np.ndarray]], *arguments: object
+) -> dict[str, np.ndarray]:
+    """What a function measures in several fresh processes, one after another, joined.
+
+    Where a process happens to lie in memory moves a ratio by some per cent.
+    """
+    parts = [in_a_process(measure, *arguments) for _ in range(count)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def interleaved(
     candidates: dict[str, Callable[[], object]], rounds: int, *, warm_up: int = 3
 ) -> dict[str, np.ndarray]:
-    """Seconds of each candidate, taken in turns so that all see the same machine.
+    """Seconds that a call of each candidate takes, in turns."""
+    timed = {name: partial(seconds_of, call) for name, call in candidates.items()}
+    return in_turns(timed, rounds, warm_up=warm_up)
+
+
+def in_turns(
+    candidates: dict[str, Callable[[], float]], rounds: int, *, warm_up: int = 3
+) -> dict[str, np.ndarray]:
+    """Seconds that each candidate returns, taken in turns so that all see the same machine.
 
     The order turns by one from round to round, so that no one always follows the same one.
     """
@@ -50,17 +90,30 @@ def interleaved(
     seconds = {name: np.empty(rounds) for name in names}
     for i in trange(rounds, desc=", ".join(names)[:60], unit="round", leave=False):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
-            candidates[name]()
-            seconds[name][i] = time.perf_counter() - start
+            seconds[name][i] = candidates[name]()
     return seconds
 
 
-def compare(what: str, ours: np.ndarray, peer: str, theirs: np.ndarray, *, per: int = 0) -> Row:
+def seconds_of(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def compare(
+    what: str,
+    ours: np.ndarray,
+    peer: str,
+    theirs: np.ndarray,
+    *,
+    per: int = 0,
+    unit: str = "ms",
+) -> Row:
     """The row of one comparison; with ``per``, times are nanoseconds per element of that many."""
     ratios = ours / theirs
     low, high = np.percentile(ratios, [25, 75])
-    factor, unit = (1e9 / per, "ns per element") if per else (1e3, "ms")
+    factor, unit = (1e9 / per, "ns per element") if per else (1e3, unit)
     return Row(
         what=what,
         peer=peer,
@@ -110,9 +163,10 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def write(name: str, rows: list[Row], packages: tuple[str, ...]) -> Path:
+def write(name: str, rows: list[Row], packages: tuple[str, ...], **more: str) -> Path:
     """Write ``data/runs/bench_<name>.json``, whole or not at all, and say where."""
     content = {
+        **more,
         "machine": describe_machine(),
         "versions": {package: version(package) for package in packages},
         "date": datetime.now(UTC).date().isoformat(),

@@ -5,16 +5,23 @@ the clock starts, peers must give the same numbers as ours at the same bits.
 """
 
 import copy
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import torch
-from house import PeakMemory, Row, compare, interleaved, table, write
+from house import (
+    BATCH,
+    THREADS,
+    PeakMemory,
+    Row,
+    compare,
+    in_a_process,
+    in_processes,
+    interleaved,
+    table,
+    write,
+)
 from peers import TorchAO, TorchFused, brevitas_inputs, brevitas_twin, fake_quantizer_twin, qnn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -25,18 +32,9 @@ from qatviz.models import resnet20
 from qatviz.quantize import quantize, quantized_layers
 from qatviz.quantizers import LSQ
 
-THREADS = 2
 ROUNDS = 27
 PROCESSES = 3
 WARM_UP = 6  # steps until the allocator has found its size
-BATCH = 128
-# glibc keeps the memory of freed tensors, for all alike: on a virtual machine, asking the kernel
-# for it again takes longer than the passes over it that are to be measured.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 PACKAGES = ("torch", "brevitas", "torchao")
 Measure = Callable[[torch.memory_format], dict[str, np.ndarray]]
 ACTIVATION = (BATCH, 16, 32, 32)
@@ -45,7 +43,6 @@ WEIGHT = (64, 64, 3, 3)
 
 def main() -> None:
     """Measure everything and write ``data/runs/bench_quantizers.json``."""
-    os.environ.update(KEEP_MEMORY)
     rows = [
         *steps("qat step", eager_seconds, torch.channels_last),
         *steps("qat step, if only bytes counted", floor_seconds, torch.channels_last),
@@ -61,24 +58,10 @@ def main() -> None:
 
 
 def steps(what: str, measure: Measure, layout: torch.memory_format) -> list[Row]:
-    """One step of ResNet-20, W2A2 LSQ, against its float step and the peers', taking turns.
-
-    In several fresh processes, one after another, because where a process happens to lie in
-    memory moves the ratio by some per cent.
-    """
-    seconds: dict[str, list[np.ndarray]] = {}
-    for _ in range(PROCESSES):
-        for name, values in in_a_process(measure, layout).items():
-            seconds.setdefault(name, []).append(values)
-    joined = {name: np.concatenate(parts) for name, parts in seconds.items()}
-    ours = joined.pop("ours")
-    return [compare(what, ours, peer, theirs) for peer, theirs in joined.items()]
-
-
-def in_a_process(function: Callable, *arguments: object) -> Any:
-    """The result of a function in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        return executor.submit(function, *arguments).result()
+    """One step of ResNet-20, W2A2 LSQ, against its float step and the peers', taking turns."""
+    seconds = in_processes(PROCESSES, measure, layout)
+    ours = seconds.pop("ours")
+    return [compare(what, ours, peer, theirs) for peer, theirs in seconds.items()]
 
 
 def eager_seconds(layout: torch.memory_format) -> dict[str, np.ndarray]:

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from qatviz.studies import read_study
+from qatviz.studies.cells import PROMOTED, find
+
+STUDIES = Path(__file__).parents[2] / "studies"
+# What notebooks and README show, so that nobody has to run it to see it.
+SHOWN = ("two_rates_laptop", "baselines_laptop")
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_every_cell_of_a_shown_study_is_committed(name, tmp_path):
+    experiments = read_study(STUDIES / f"{name}.toml", tmp_path)
+    assert len(experiments) >= 12
+    cells = [find(e, tmp_path) for e in experiments]
+    assert all(cell is not None for cell in cells)
+    for cell in cells:
+        assert 0 < cell.run.test < 1
+        assert {"processor", "threads", "torch"} <= cell.run.machine.keys()
+        assert cell.run.machine["threads"] == 1
+
+
+def test_nothing_else_is_committed(tmp_path):
+    known = {e.hash for name in SHOWN for e in read_study(STUDIES / f"{name}.toml", tmp_path)}
+    there = {folder.name for folder in PROMOTED.iterdir()}
+    assert there == known
+    size = sum(file.stat().st_size for file in PROMOTED.rglob("*") if file.is_file())
+    assert size < 2e6
