@@ -35,7 +35,7 @@ what the file holds), and ``python -m qatviz runs`` to list, show, compare, dele
       executor.update_parameters(timeout_min=240, cpus_per_task=2, slurm_partition="gpu")
       study(cells, executor, threads=2)
 
-  (dask-jobqueue and submitit are documented here, not tested.)
+  (submitit was tried with its local executor, dask-jobqueue not at all.)
 
 A job that reaches its time limit is a lost worker: call ``study`` again and its cell goes on. One
 process trains one cell at a time, so give a Dask worker one thread; further ones only wait.
