@@ -5,7 +5,8 @@ Names are looked up in qatviz's rooms (``"LSQ"``, ``"small_resnet"``, ``"flip"``
 strength = 0.1}`` gives arguments. An argument of text is looked up too, unless the parameter is
 declared as text. ``bits = "float"`` is Python's None. A start that is a table is an experiment of
 its own, which has the seed of the cell that begins from it unless it names one. In ``[grid]`` a
-choice is a list, or a table whose keys are labels; ``[grid.arms]`` sets several fields together.
+choice is a list, or a table whose keys are labels; ``[grid.arms]`` sets several fields together,
+of ``schedule`` those that it names.
 """
 
 import inspect
@@ -156,11 +157,20 @@ class _Reader:
                 for name, values in choice.items():
                     yield f"schedule.{name}", values
             elif key == "arms" and isinstance(choice, dict):
-                yield key, {w: self.fields(v, f"grid.arms.{w}") for w, v in choice.items()}
+                yield key, {w: self.arm(v, f"grid.arms.{w}") for w, v in choice.items()}
             elif isinstance(choice, dict | list) and choice:
                 yield from self.readable(key, choice)
             else:
                 yield key, choice
+
+    def arm(self, table: Any, where: str) -> dict[str, Any]:
+        """Fields to change; of a schedule only those that are named."""
+        table = dict(self.table(table, where))
+        schedule = self.table(table.pop("schedule", {}), f"{where}.schedule")
+        if self.schedule(schedule, f"{where}.schedule") is None:
+            schedule = {}
+        inner = {f"schedule.{key}": v for key, v in schedule.items() if key in SCHEDULE}
+        return self.fields(table, where) | inner
 
     def readable(self, key: str, choice: dict | list) -> Iterable[tuple[str, Any]]:
         """A choice, without what could not be read; none if nothing is left."""

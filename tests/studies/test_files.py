@@ -63,6 +63,20 @@ def test_a_file_says_what_python_says(read):
     assert made == grid(base, bits=[None, 2, (2, None)], seed=[0, 1])
 
 
+def test_an_arm_changes_of_the_schedule_what_it_names(read):
+    made = read("""
+        [base.schedule]
+        epochs = 2
+        rate = 0.3
+        [grid.arms]
+        plain = { bits = 2 }
+        anew = { bits = 2, schedule = { reestimate = 5 } }
+    """)
+    assert [e.label for e in made] == ["plain", "anew"]
+    assert made[0].schedule == Schedule(epochs=2, rate=0.3)
+    assert made[1].schedule == Schedule(epochs=2, rate=0.3, reestimate=5)
+
+
 def test_labels_arms_schedules_and_wrapped_methods(read):
     made = read("""
         [base]
@@ -191,6 +205,9 @@ def test_the_embedded_data_are_where_the_studies_expect_them():
         ("grid = 3", "grid must be a table, got 3"),
         ("[grid]\narms = 3", "arms must be a dictionary of dictionaries of fields, got 3"),
         ("[grid.arms]\nA = 3", "grid.arms.A must be a table, got 3"),
+        ("[grid.arms]\nA = {schedule = 3}", "grid.arms.A.schedule must be a table, got 3"),
+        ("[grid.arms.A.schedule]\nrat = 1", "grid.arms.A.schedule.rat is unknown; did you mean"),
+        ("[grid.arms.A.schedule]\nrate = -1", "rate must be a positive number, got -1"),
         ('[base]\nobservers = "OscillationTracker"', "base.observers must be a table"),
         ("[base]\nlabel = 3", "label must be text, got 3"),
         ("[base]\nroot = 3", "root must be None or a folder, got 3"),
