@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from qatviz.records import History
+from qatviz.records.training import History
 
 
 class HistoryWriter:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from qatviz.records import History
+from qatviz.records.training import History
 from qatviz.schedule import Schedule
 
 

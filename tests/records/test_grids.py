@@ -1,10 +1,10 @@
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from qatviz.records import Histogram, History, TransferCurve
+from qatviz.records import Histogram, TransferCurve
+from tests.records.common import check_frozen
 
 
 def histogram(**changes):
@@ -35,17 +35,5 @@ def test_sqnr_without_error_is_infinite():
     assert histogram(mean_squared_error=0.0).sqnr == math.inf
 
 
-def test_length_of_a_history_is_its_epochs():
-    assert len(History()) == 0
-    assert len(History({"ce": np.ones(3)}, np.ones(3))) == 3
-
-
-@pytest.mark.parametrize("record", [histogram(), History()])
-def test_records_are_frozen(record):
-    field = dataclasses.fields(record)[0].name
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(record, field, None)
-
-
-def test_histories_do_not_share_their_terms():
-    assert History().terms is not History().terms
+def test_a_histogram_is_frozen():
+    check_frozen(histogram())
