@@ -201,12 +201,10 @@ def test_only_few_bits_are_frozen_and_others_may_be_of_any_kind():
     method.prepare(student, TRAIN)
     assert method.tracker.names == ("5",)
     assert not any(m is student for m in method.modules())
-    assert copy.deepcopy(method.state_dict()).keys() == {
-        "frozen",
-        "frozen_codes",
-        *(f"tracker.{k}" for k in ("codes", "direction", "frequency", "mean", "changes", "events")),
-        "tracker._extra_state",
-    }
+    keys = copy.deepcopy(method.state_dict()).keys()
+    assert {key for key in keys if not key.startswith("tracker.")} == {"frozen", "frozen_codes"}
+    assert {"tracker.codes", "tracker.frequency", "tracker.mean", "tracker._extra_state"} <= keys
+    assert list(method.parameters()) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import seaborn as sns
 from matplotlib.colors import is_color_like, to_rgb
 
 from qatviz.plots import COLOURS, use_style
+from qatviz.plots.style import check_kind, colours_of
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +44,21 @@ def test_importing_the_plots_changes_no_style():
 
     importlib.reload(qatviz.plots.style)
     assert dict(mpl.rcParams) == before
+
+
+def test_float_networks_are_grey_and_others_differ():
+    colours = colours_of(["float", "LSQ W2A2", "float, wide", "dampened"])
+    assert colours["float"] == colours["float, wide"] == COLOURS["float"]
+    assert len({colours["float"], colours["LSQ W2A2"], colours["dampened"]}) == 3
+    assert list(colours) == ["float", "LSQ W2A2", "float, wide", "dampened"]
+
+
+@pytest.mark.parametrize("record", [1.0, [1, 2.0], {"a": "text"}, [], {}])
+def test_a_record_of_another_kind_is_refused(record):
+    with pytest.raises(ValueError, match="draws records of class int, got"):
+        check_kind(record, int)
+
+
+@pytest.mark.parametrize("record", [1, [1, 2], {"a": 1}])
+def test_a_record_of_the_kind_passes(record):
+    check_kind(record, int)
