@@ -69,7 +69,7 @@ def test_the_stack_holds_every_room_of_the_architecture_in_order():
         ["training", "reconstruction", "analysis", "export"],
         ["methods"],
         [
-            *("losses", "teachers", "augment", "calibration", "cost", "hutchinson"),
+            *("losses", "teachers", "augment", "calibration", "corruptions", "cost", "hutchinson"),
             *("tracking", "evaluation", "finite", "history", "optimizers", "schedule"),
             *("checkpoints", "runs", "records"),
         ],
