@@ -57,7 +57,8 @@ records.
 used and flagged, as is one ("missing") whose modules are not found from here;
 ``python -m qatviz runs delete --stale`` deletes the first of these, to make room for new ones.
 ``python -m qatviz runs promote FILE.toml`` copies finished cells to ``data/runs/studies``, where
-they can be committed and are found by everyone.
+they can be committed and are found by everyone; with ``--weights``, ``student(experiment)`` gives
+the trained network back.
 """
 
 from qatviz.studies.cells import Cell, run_cell
@@ -65,6 +66,7 @@ from qatviz.studies.executors import processes
 from qatviz.studies.experiment import Experiment, grid
 from qatviz.studies.files import read_study
 from qatviz.studies.running import dry_run, study
+from qatviz.studies.students import student
 from qatviz.studies.tables import Study
 
 __all__ = [
@@ -76,5 +78,6 @@ __all__ = [
     "processes",
     "read_study",
     "run_cell",
+    "student",
     "study",
 ]

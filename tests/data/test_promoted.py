@@ -7,7 +7,8 @@ from qatviz.studies.cells import PROMOTED, find
 
 STUDIES = Path(__file__).parents[2] / "studies"
 # What notebooks and README show, so that nobody has to run it to see it.
-SHOWN = ("two_rates_laptop", "baselines_laptop")
+SHOWN = ("two_rates_laptop", "baselines_laptop", "seeing_laptop")
+WITH_WEIGHTS = ("seeing_laptop",)
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -22,9 +23,16 @@ def test_every_cell_of_a_shown_study_is_committed(name, tmp_path):
         assert cell.run.machine["threads"] == 1
 
 
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_networks_to_be_looked_at_are_committed(name, tmp_path):
+    for experiment in read_study(STUDIES / f"{name}.toml", tmp_path):
+        assert find(experiment, tmp_path, weights=True) is not None
+
+
 def test_nothing_else_is_committed(tmp_path):
     known = {e.hash for name in SHOWN for e in read_study(STUDIES / f"{name}.toml", tmp_path)}
     there = {folder.name for folder in PROMOTED.iterdir()}
     assert there == known
-    size = sum(file.stat().st_size for file in PROMOTED.rglob("*") if file.is_file())
-    assert size < 2e6
+    files = [file for file in PROMOTED.rglob("*") if file.is_file()]
+    assert max(file.stat().st_size for file in files) < 0.5e6
+    assert sum(file.stat().st_size for file in files) < 8e6
