@@ -1,0 +1,182 @@
+"""A network on fixed images, ready to be evaluated wherever its weights are moved."""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qatviz.analysis.subject import Data, Loss, device_of, subject
+from qatviz.analysis.surface import Surface
+from qatviz.evaluation import reestimate_batchnorm
+from qatviz.quantizers import Quantizer
+from qatviz.records.landscape import Conditions
+
+
+class Moved:
+    """A private copy of a surface, and the images that its loss is the mean over.
+
+    Images are normalised once and stay in the layout that convolutions read fastest. Weights are
+    written in place, so that a point costs its forward passes and little else.
+
+    Args:
+        model: In evaluation mode, or a ``Surface`` of it. Neither changes.
+        data: Images: a ``Split``, ``(images, labels)`` or a loader, seen without augmentation.
+        loss: ``(logits, labels) -> mean``. Default: cross-entropy in nats, without weight decay.
+        samples: Images, the first. Default: None: all that were given.
+        batch: Images at once; with BatchNorm of the images themselves, all. Default: None: 100
+            on a CPU, where larger batches took half as long again, 500 elsewhere (ours).
+        reestimate: Batches from which BatchNorm's statistics are estimated anew at every
+            point. Default: 0: they are those of training (the convention).
+        training: Images for that.
+
+    Attributes:
+        surface: The copy, and where it stands.
+        split: The images.
+        passes: Passes over all images so far; one with gradients counts as one.
+
+    Raises:
+        ValueError: If the model, the data or a number is not as said.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Surface,
+        data: Data,
+        *,
+        loss: Loss = cross_entropy,
+        samples: int | None = None,
+        batch: int | None = None,
+        reestimate: int = 0,
+        training: Data = None,
+    ) -> None:
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch is {batch}; allowed: 1 or more, or None")
+        self.surface = copy.deepcopy(model) if isinstance(model, Surface) else Surface(model)
+        _take_float32(self.surface.model)
+        # BatchNorm of the images themselves is a training mode that was asked for.
+        looked_at = copy.deepcopy(self.surface.model).eval()
+        self.split = subject(looked_at, data, samples)
+        self.loss, self.passes = loss, 0
+        self.model = self.surface.model.to(memory_format=torch.channels_last)
+        self.device = device_of(self.model)
+        self.reestimate, self.training = reestimate, None
+        if reestimate:
+            self._check_reestimation(training)
+            self.training = subject(looked_at, training)
+        if self.surface.batchnorm == "batch":
+            batch = len(self.split)
+        elif batch is None:
+            batch = 100 if self.device.type == "cpu" else 500
+        self.batches = list(self._prepared(batch))
+
+    def _prepared(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        like = next(self.model.parameters())
+        return [
+            (images.to(like).contiguous(memory_format=torch.channels_last), labels.to(like.device))
+            for images, labels in self.split.batches(batch)
+        ]
+
+    def _check_reestimation(self, training: Data) -> None:
+        norms = [
+            m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+        ]
+        if self.reestimate < 0:
+            raise ValueError(f"reestimate is {self.reestimate} batches; allowed: 0 or more")
+        if training is None:
+            raise ValueError(
+                "reestimate needs training images to estimate BatchNorm's statistics from: "
+                "pass training="
+            )
+        if not norms or self.surface.batchnorm == "batch":
+            raise ValueError("reestimate: there is no BatchNorm that uses running statistics")
+
+    def __call__(self, vector: Float[Tensor, "size"]) -> tuple[float, float]:
+        """Move the weights and evaluate.
+
+        Args:
+            vector: Where, a point of the surface.
+
+        Returns:
+            The mean loss, and the share of images classified as their label.
+        """
+        self.surface.assign(vector)
+        return self.here()
+
+    @torch.no_grad()
+    def here(self) -> tuple[float, float]:
+        """Evaluate where the weights are.
+
+        Returns:
+            The mean loss, and the share of images classified as their label.
+        """
+        if self.training is not None:
+            reestimate_batchnorm(self.model, self.training, self.reestimate)
+        total = hits = 0
+        for images, labels in self.batches:
+            logits = self.model(images)
+            total = total + len(labels) * self._one(self.loss(logits, labels)).double()
+            right = (logits.argmax(1) == labels) & ~logits.amax(1).isnan()
+            hits = hits + right.sum()
+        self.passes += 1
+        loss, accuracy = (torch.stack([total, hits.double()]) / len(self.split)).tolist()
+        return loss, accuracy
+
+    @torch.enable_grad()
+    def gradient(self, vector: Float[Tensor, "size"]) -> tuple[float, Float[Tensor, "size"]]:
+        """Move the weights and differentiate; every batch counts by its share of the images.
+
+        Args:
+            vector: Where, a point of the surface.
+
+        Returns:
+            The mean loss, and its gradient: straight through quantizers that are on.
+        """
+        self.surface.assign(vector)
+        total, gradient = 0, torch.zeros_like(self.surface.point)
+        for images, labels in self.batches:
+            share = len(labels) / len(self.split)
+            loss = self._one(self.loss(self.model(images), labels))
+            total = total + share * loss.detach().double()
+            if loss.requires_grad:
+                parts = torch.autograd.grad(loss, self.surface.parameters, materialize_grads=True)
+                gradient.add_(self.surface.flatten(parts), alpha=share)
+        self.passes += 1
+        return total.item(), gradient
+
+    def conditions(self) -> Conditions:
+        """What moves, and how it is measured.
+
+        Returns:
+            The record.
+        """
+        surface = self.surface
+        return Conditions(
+            space=surface.space,
+            size=surface.size,
+            norm=surface.point.double().norm().item(),
+            samples=len(self.split),
+            activation_quantizers=surface.activation_quantizers,
+            requantized=any(
+                isinstance(getattr(m, "weight_quantizer", None), Quantizer)
+                for m in self.model.modules()
+            ),
+            batchnorm="re-estimated" if self.reestimate else surface.batchnorm,
+            reestimate=self.reestimate,
+        )
+
+    def _one(self, loss: Tensor) -> Tensor:
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss must return one number, the mean over the images, got {list(loss.shape)}"
+            )
+        return loss
+
+
+def _take_float32(model: nn.Module) -> None:
+    """Let a private copy of another type take images as a split gives them."""
+    dtype = next(model.parameters()).dtype
+    if dtype != torch.float32:
+        model.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
