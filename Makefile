@@ -5,16 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help lab lint test quick notebooks bench float runs format clean
+.PHONY: help lab lint test quick notebooks bench float runs seeing format clean
 
 help:
 	@echo "make lab        open JupyterLab on the first notebook"
 	@echo "make test       all checks: lint, import directions, tests, notebooks, browser"
 	@echo "make quick      the checks of an inner loop, under 90 seconds"
 	@echo "make notebooks  execute all notebooks in place"
-	@echo "make bench      measure speed and memory beside the peers (15 minutes, alone on the machine)"
+	@echo "make bench      measure speed and memory beside the peers (35 minutes, alone on the machine)"
 	@echo "make float      train the float network that the notebooks start from (2 minutes)"
 	@echo "make runs       measure again what data/runs holds (five seeds, 2 to 3 minutes each)"
+	@echo "make seeing     train what notebooks 30 to 34 look at, and measure its curvature (an hour)"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,10 +51,15 @@ float: $(READY)
 runs: $(READY)
 	$(BIN)/python data/make_start_here.py
 
+seeing: $(READY)
+	$(BIN)/python -m qatviz study studies/seeing_laptop.toml --jobs 2
+	$(BIN)/python data/make_seeing.py
+
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,bench]"
 	$(BIN)/python benchmarks/quantizers.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/analysis.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,11 @@
 """What is true: models or arrays in, frozen records of NumPy arrays out."""
 
 from qatviz.analysis.as_released import released
+from qatviz.analysis.confidence import fit_temperature, reliability
+from qatviz.analysis.curvature import eigenvalues, spectral_density, trace
 from qatviz.analysis.curves import transfer_curve
 from qatviz.analysis.distributions import activation_histograms, histogram, weight_histograms
+from qatviz.analysis.entropy import activation_entropy, code_entropy, gaussian_entropy
 from qatviz.analysis.errors import decibels, zoo_errors
 from qatviz.analysis.gradients import descent, gradient_agreement, without_surrogate
 from qatviz.analysis.grids import (
@@ -13,7 +16,36 @@ from qatviz.analysis.grids import (
     sqnr_by_bits,
     symmetric_range,
 )
+from qatviz.analysis.landscape import (
+    Direction,
+    between,
+    eigenvector_directions,
+    line,
+    plane,
+    random_directions,
+)
 from qatviz.analysis.learned_grids import learn_grid, learn_grids
+from qatviz.analysis.oscillation import (
+    batchnorm_drift,
+    bin_distances,
+    oscillation_lottery,
+    oscillation_toy,
+)
+from qatviz.analysis.perturbation import (
+    accuracy_by_samples,
+    corruption_accuracy,
+    input_noise,
+    view_consistency,
+    weight_noise,
+)
+from qatviz.analysis.sensitivity import bit_sensitivity, layer_sqnr, rank_agreement
+from qatviz.analysis.sharpness import (
+    average_sharpness,
+    box_sharpness,
+    sharpness_measures,
+    worst_sharpness,
+)
+from qatviz.analysis.similarity import linear_cka
 from qatviz.analysis.steps import (
     LSQWithoutScale,
     StepRecorder,
@@ -21,6 +53,7 @@ from qatviz.analysis.steps import (
     step_gradient,
     step_ratios,
 )
+from qatviz.analysis.surface import Surface
 from qatviz.analysis.toys import staircase_loss, train_weight
 from qatviz.analysis.zoo import (
     measured_mu,
@@ -33,32 +66,64 @@ from qatviz.analysis.zoo import (
 )
 
 __all__ = [
+    "Direction",
     "LSQWithoutScale",
     "StepRecorder",
+    "Surface",
     "accuracy_by_bits",
+    "accuracy_by_samples",
+    "activation_entropy",
     "activation_histograms",
+    "average_sharpness",
+    "batchnorm_drift",
+    "between",
+    "bin_distances",
+    "bit_sensitivity",
+    "box_sharpness",
     "channel_sqnr",
+    "code_entropy",
+    "corruption_accuracy",
     "decibels",
     "descent",
+    "eigenvalues",
+    "eigenvector_directions",
+    "fit_temperature",
+    "gaussian_entropy",
     "gradient_agreement",
     "histogram",
+    "input_noise",
+    "layer_sqnr",
     "learn_grid",
     "learn_grids",
+    "line",
+    "linear_cka",
     "measured_mu",
+    "oscillation_lottery",
+    "oscillation_toy",
+    "plane",
+    "random_directions",
     "range_sweep",
+    "rank_agreement",
     "released",
+    "reliability",
     "scaled_range",
+    "sharpness_measures",
+    "spectral_density",
     "sqnr_by_bits",
     "staircase_loss",
     "step_errors",
     "step_gradient",
     "step_ratios",
     "symmetric_range",
+    "trace",
     "train_weight",
     "transfer_curve",
     "unified_view",
+    "view_consistency",
     "weight_histograms",
+    "weight_noise",
     "without_surrogate",
+    "worst_sharpness",
     "zoo_curve",
     "zoo_curves",
     "zoo_errors",

@@ -281,9 +281,7 @@ class _Run:
         if backend not in BACKENDS:
             raise ValueError(f"backend: got {backend!r}, allowed: {', '.join(BACKENDS)}")
         self.start, self.loss, self.backend, self.relative = time.time(), loss, backend, relative
-        # On a copy: BatchNorm in the mode of training is no mistake of a surface.
-        looked_at = model if isinstance(model, nn.Module) else copy.deepcopy(model.model).eval()
-        self.split = subject(looked_at, data, samples)
+        self.split = subject(_looked_at(model), data, samples)
         self.surface = as_surface(model)
         self.here = self.surface.flatten(p.detach() for p in self.surface.parameters)
         self.hessian = Hessian(self.surface, self.split, loss, batch=batch, memory=memory)
@@ -368,6 +366,16 @@ class _Run:
     def warn(self, what: str) -> None:
         why = "interrupted: " if self.interrupted else ""
         warnings.warn(f"{why}{what}", stacklevel=3)
+
+
+def _looked_at(model: nn.Module | Surface) -> nn.Module:
+    """A copy to try images on: they are float32, and the BatchNorm of a surface may be training."""
+    surface = isinstance(model, Surface)
+    twin = copy.deepcopy(model.model if surface else model)
+    dtypes = {p.dtype for p in twin.parameters()} - {torch.float32, torch.float64}
+    if dtypes:
+        raise ValueError(f"parameters are {dtypes.pop()}; allowed: torch.float32, torch.float64")
+    return (twin.eval() if surface else twin).float()
 
 
 def _by_lanczos(

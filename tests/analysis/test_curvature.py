@@ -1,8 +1,9 @@
 import copy
+import sys
 import warnings
 
 import numpy as np
-import pyhessian.hessian as released
+import pyhessian
 import pytest
 import torch
 from torch import nn
@@ -39,17 +40,15 @@ def linear():
 # --- eigenvalues ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 @pytest.mark.parametrize(
-    ("kind", "space", "activation"),
+    ("kind", "space", "activation", "double"),
     [
-        ("float", "float", nn.ReLU),
-        ("float", "float", nn.Tanh),
-        ("lsq", "dequantized", nn.ReLU),
-        ("lsq", "latent", nn.Tanh),
-        ("channels", "dequantized", nn.Tanh),
-        ("pact", "latent", nn.ReLU),
-        ("dorefa", "dequantized", nn.ReLU),
+        ("float", "float", nn.ReLU, True),
+        ("float", "float", nn.Tanh, False),
+        ("lsq", "latent", nn.Tanh, False),
+        ("lsq", "dequantized", nn.ReLU, True),
+        ("pact", "latent", nn.ReLU, True),
+        ("dorefa", "dequantized", nn.ReLU, False),
     ],
 )
 def test_ten_eigenvalues_from_either_end(kind, space, activation, double):
@@ -71,7 +70,7 @@ def test_ten_eigenvalues_from_either_end(kind, space, activation, double):
         assert (found.which, found.setting.space, found.backend) == (which, space, "qatviz")
 
 
-@pytest.mark.parametrize("k", [1, 50, 215])
+@pytest.mark.parametrize("k", [1, 215])
 def test_any_number_of_eigenvalues(k):
     model = network(nn.Tanh).double()
     found = eigenvalues(model, DATA, k, tolerance=1e-6, **QUIET)
@@ -115,11 +114,11 @@ def test_too_little_memory_is_said(monkeypatch):
 
 
 def test_what_is_not_found_in_time_is_said():
-    with pytest.warns(UserWarning, match="^1 of 5 eigenvalues are within tolerance"):
+    with pytest.warns(UserWarning, match="^2 of 5 eigenvalues are within tolerance"):
         found = eigenvalues(network(), DATA, products=11, **QUIET)
     assert not found.complete
-    assert (found.residuals <= 1e-4).sum() == 1
-    assert found.products == 12  # the last measures the residuals
+    assert (found.residuals <= 1e-4).sum() == 2
+    assert found.products == 12  # the last measures what rounding adds
     with pytest.warns(UserWarning, match="0 of 5"):
         few = eigenvalues(network(), DATA, products=3, **QUIET)
     assert few.values.shape == (3,)
@@ -181,16 +180,15 @@ def test_the_trace_of_a_linear_model_within_a_per_cent(method):
     assert found.complete
 
 
-@pytest.mark.parametrize("space", ["dequantized", "latent"])
-def test_the_trace_within_its_standard_error_and_that_is_the_true_one(space):
-    surface = Surface(quantized("lsq"), space)
+def test_the_trace_within_its_standard_error_and_that_is_the_true_one():
+    surface = Surface(quantized("lsq"), "latent")
     matrix = hessian_of(surface, DATA)
-    found = trace(surface, DATA, products=300, **QUIET)
+    found = trace(surface, DATA, products=200, **QUIET)
     spread = np.sqrt(2 * ((matrix**2).sum() - (np.diag(matrix) ** 2).sum()))
-    assert found.standard_error == pytest.approx(spread / np.sqrt(300), rel=0.2)
-    assert abs(found.value - np.trace(matrix)) < 4 * spread / np.sqrt(300)
-    assert found.products == 300
-    assert found.draws.shape == (300, 3)
+    assert found.standard_error == pytest.approx(spread / np.sqrt(200), rel=0.25)
+    assert abs(found.value - np.trace(matrix)) < 4 * spread / np.sqrt(200)
+    assert found.products == 200
+    assert found.draws.shape == (200, 3)
     start = 0
     for name, size in zip(found.setting.names, found.setting.sizes, strict=True):
         value, error = found.layers[name]
@@ -348,7 +346,7 @@ def test_relative_curvature_does_not_know_the_size_of_a_filter(batchnorm):
     values = [eigenvalues(s, DATA, 4, relative=True, **QUIET).values for s in pair]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
     plain = [eigenvalues(s, DATA, 4, **QUIET).values for s in pair]
-    assert abs(plain[0][0] / plain[1][0] - 1) > 0.5
+    assert abs(plain[0][0] / plain[1][0] - 1) > 0.1
     traces = [trace(s, DATA, products=5, relative=True, **QUIET).draws for s in pair]
     np.testing.assert_allclose(*traces, rtol=1e-6, atol=1e-8)
     nodes = [
@@ -526,6 +524,11 @@ def test_arguments_that_are_refused(function, arguments, words):
         function(model, **{"data": DATA, **QUIET, **arguments})
 
 
+def test_half_precision_is_refused():
+    with pytest.raises(ValueError, match=r"parameters are torch.bfloat16; allowed: torch.float32"):
+        eigenvalues(network().bfloat16(), DATA, **QUIET)
+
+
 @pytest.mark.parametrize("function", [eigenvalues, trace, spectral_density])
 def test_a_model_in_training_mode_is_refused(function):
     model = network().train()
@@ -548,16 +551,16 @@ def theirs(monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(
-        released, "hessian_vector_product", counting(released.hessian_vector_product)
-    )
-    method = counting(released.hessian.dataloader_hv_product)
-    monkeypatch.setattr(released.hessian, "dataloader_hv_product", method)
+    released = sys.modules["pyhessian.hessian"]  # the package has a class of that name
+    for where, name in (
+        (released, "hessian_vector_product"),
+        (pyhessian.hessian, "dataloader_hv_product"),
+    ):
+        monkeypatch.setattr(where, name, counting(getattr(where, name)))
     return count
 
 
-@pytest.mark.parametrize("batch", [13, 100])
-@pytest.mark.parametrize("kind", ["float", "lsq"])
+@pytest.mark.parametrize(("kind", "batch"), [("float", 13), ("lsq", 13), ("lsq", 100)])
 def test_pyhessian_agrees_and_its_products_are_counted(theirs, kind, batch):
     model = network() if kind == "float" else quantized(kind)
     surface, settings = Surface(model), {"batch": batch, "backend": "pyhessian", **QUIET}
@@ -574,7 +577,7 @@ def test_pyhessian_agrees_and_its_products_are_counted(theirs, kind, batch):
 
     theirs.clear()
     with unchanged(model):
-        traces = trace(surface, DATA, products=60, **settings)
+        traces = trace(surface, DATA, products=30, **settings)
     assert traces.products == len(traces.draws) == len(theirs)
     assert abs(traces.value - np.trace(matrix)) < 4 * traces.standard_error
     assert traces.complete
@@ -582,8 +585,8 @@ def test_pyhessian_agrees_and_its_products_are_counted(theirs, kind, batch):
 
     theirs.clear()
     with unchanged(model):
-        density = spectral_density(surface, DATA, draws=2, steps=20, **settings)
-    assert density.products == len(theirs) == 40
+        density = spectral_density(surface, DATA, draws=2, steps=12, **settings)
+    assert density.products == len(theirs) == 24
     np.testing.assert_allclose(density.weights.sum(1), 1, rtol=1e-4)
     assert density.nodes.max() == pytest.approx(ours.values[0], rel=1e-3)
 
