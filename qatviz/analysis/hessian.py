@@ -139,6 +139,7 @@ class Hessian:
             if index == 0:
                 with torch.autograd.graph.saved_tensors_hooks(seen, lambda saved: saved):
                     loss, gradient = self._gradient(images, labels)
+                seen.storages.clear()
             elif (index + 1) * seen.bytes <= memory:
                 loss, gradient = self._gradient(images, labels)
             else:
@@ -212,12 +213,13 @@ class _Seen:
     """Counts the bytes of the tensors that a graph holds, each storage once."""
 
     def __init__(self) -> None:
-        self.bytes, self._known = 0, set()
+        self.bytes = 0
+        self.storages = {}  # kept alive, or an address might come twice
 
     def __call__(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._known.add(storage.data_ptr())
+        if storage.data_ptr() not in self.storages:
+            self.storages[storage.data_ptr()] = storage
             self.bytes += storage.nbytes()
         # Not the tensor itself: a graph that holds its own outputs is never freed.
         return tensor.detach()
