@@ -6,7 +6,9 @@ and is used as its own documentation says. All take turns in one process; the re
 eigenpairs are measured with one and the same product, PyTorch's own.
 """
 
+import argparse
 import copy
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +45,8 @@ with warnings.catch_warnings():
 STUDIES = RUNS.parents[1] / "studies"
 TOP = 50
 TOLERANCE = 1e-4  # of the residuals, relative to the largest eigenvalue
-SAMPLES = 16
+SAMPLES = 64  # as many as PyHessian takes minutes for
+FEW = 16  # to see what grows
 ROUNDS = 3
 PACKAGES = (
     *("torch", "scipy", "pyhessian", "hessian-eigenthings"),
@@ -64,7 +67,7 @@ class Task:
     """Find the top k eigenpairs of a network on some images."""
 
     width: int = 16
-    samples: int = SAMPLES
+    samples: int = FEW
     k: int = TOP
     quantized: bool = False
 
@@ -213,10 +216,11 @@ def residual_rows(what: str, ours: np.ndarray, peer: str, theirs: np.ndarray) ->
 def top() -> list[Row]:
     """The top fifty of a float network, and the top ten of a quantized one, beside all."""
     what, quick = f"top-{TOP} eigenvalues", tuple(PEERS)[1:]
+    quantized = Task(samples=SAMPLES, k=10, quantized=True)
     return [
-        *eigenvalue_rows(what, Task(), ROUNDS, quick),
-        *eigenvalue_rows(what, Task(), 1, ("pyhessian",)),  # which takes minutes
-        *eigenvalue_rows("top-10 eigenvalues, W2A2", Task(k=10, quantized=True), 1, tuple(PEERS)),
+        *eigenvalue_rows(what, Task(samples=SAMPLES), ROUNDS, quick),
+        *eigenvalue_rows(what, Task(samples=SAMPLES), 1, ("pyhessian",)),
+        *eigenvalue_rows("top-10 eigenvalues, W2A2", quantized, ROUNDS, tuple(PEERS)),
     ]
 
 
@@ -240,7 +244,7 @@ def scaling() -> list[Row]:
 
 def landscape() -> list[Row]:
     """A plane of 51 by 51 points, beside its forward passes, and beside loss-landscapes."""
-    task, points = Task(samples=32), 51
+    task, points = Task(samples=SAMPLES), 51
     images, labels = next(task.split.batches(task.samples))
     model = task.surface.model
     laid = images.contiguous(memory_format=torch.channels_last)
@@ -261,9 +265,7 @@ def landscape() -> list[Row]:
                 model, metric, steps=points, normalization="filter", deepcopy_model=True
             )
 
-    seconds = interleaved(
-        {"ours": ours, "forward": forward, "loss-landscapes": peer}, ROUNDS, warm_up=0
-    )
+    seconds = interleaved({"ours": ours, "forward": forward, "loss-landscapes": peer}, 5, warm_up=0)
     return [
         compare("landscape", seconds["ours"], name, seconds[name], unit="ms per 2,601 points")
         for name in ("forward", "loss-landscapes")
@@ -331,13 +333,30 @@ def measured(part: Callable[[], list[Row]]) -> list[Row]:
     return part()
 
 
+PARTS = {
+    "top": top,
+    "scaling": scaling,
+    "memory": memory,
+    "tracking": tracking,
+    "landscape": landscape,
+}
+
+
 def main() -> None:
-    """Measure everything and write ``data/runs/bench_analysis.json``."""
-    rows = []
-    for part in tqdm((top, scaling, memory, tracking, landscape), desc="parts"):
-        rows += in_a_process(measured, part)
-        print(table(rows), flush=True)
-    print(write("analysis", rows, PACKAGES, data="fashion-mini"))
+    """Measure all parts, or those named, and write ``data/runs/bench_analysis.json``.
+
+    The rows of other parts stay as they are. Each part runs in a process of its own.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    chosen, path = parser.parse_args().parts or list(PARTS), RUNS / "bench_analysis.json"
+    old = json.loads(path.read_text())["rows"] if len(chosen) < len(PARTS) else []
+    rows = {(row["what"], row["peer"]): Row(**row) for row in old}
+    for name in tqdm(chosen, desc="parts"):
+        new = in_a_process(measured, PARTS[name])
+        rows |= {(row.what, row.peer): row for row in new}
+        print(table(new), flush=True)
+    print(write("analysis", list(rows.values()), PACKAGES, data="fashion-mini"))
 
 
 if __name__ == "__main__":
