@@ -69,6 +69,21 @@ def activation_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     return {name: q for name, q in quantizers(model).items() if q.batched}
 
 
+def as_taken(model: nn.Module, images: Tensor) -> Tensor:
+    """Images on the device and in the type of a model.
+
+    Args:
+        model: Any module.
+        images: Normalised images.
+
+    Returns:
+        On the device and in the type of the model's first floating parameter; as they are if it
+        has none.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), images)
+    return images.to(like)
+
+
 def check_images(model: nn.Module, images: Tensor) -> Tensor:
     """Refuse images that a model cannot take, by trying two of them.
 
@@ -100,7 +115,7 @@ class _Refused(Exception):
 def _try(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model; what it says of images that it cannot take becomes a clear error."""
     try:
-        return model(images.to(_device(model)))
+        return model(as_taken(model, images))
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"the model cannot take images of shape {list(images.shape[1:])} "
@@ -115,10 +130,6 @@ def _first_layer(model: nn.Module) -> str:
         if isinstance(module, nn.Linear):
             return f"its first layer {name!r} takes {module.in_features} features"
     return "it has no convolution and no linear layer"
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _init_once(name: str, waiting: dict[str, Quantizer]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qatviz.calibration import check_images
+from qatviz.calibration import as_taken, check_images
 from qatviz.datasets import Split
 from qatviz.quantize import check_ready
 
@@ -60,9 +60,8 @@ def predict(model: nn.Module, data: Split) -> tuple[Logits, Labels]:
     Returns:
         Logits ``[images, classes]`` and labels ``[images]``, on the CPU.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model):
-        logits = [model(images.to(device)).float().cpu() for images, _ in data.batches(500)]
+        logits = [model(as_taken(model, images)).float().cpu() for images, _ in data.batches(500)]
     return torch.cat(logits), data.labels.cpu()
 
 
@@ -92,9 +91,8 @@ def reestimate_batchnorm(
     """
     if batches < 1:
         raise ValueError(f"batches is {batches}; allowed: 1 or more")
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = running_norms(model).values()
     momenta = {norm: norm.momentum for norm in norms}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     size = min(size, len(data))
     generator = torch.Generator().manual_seed(seed)
     limit = min(batches, len(data) // size) * size
@@ -105,10 +103,26 @@ def reestimate_batchnorm(
                 norm.momentum = None  # torch's word for the plain average
                 norm.train()
             for images, _ in data.batches(size, generator=generator, limit=limit):
-                model(images.to(device))
+                model(as_taken(model, images))
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
+
+
+def running_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorm modules of a model that keep running statistics.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Modules by name.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    }
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -288,17 +289,19 @@ class WeightTrajectories(nn.Module):
         every: Steps from one look to the next. Default: 1 (ours).
         seed: Of the choice of the weights. Default: 0 (ours).
         last: How many of the latest looks ``record`` returns; None: all. Default: 1000 (ours).
+        indices: The weights to follow, as places in the flattened weight tensor; ``count`` and
+            ``seed`` then do nothing. Default: None: weights drawn at random.
 
     Attributes:
-        indices: The weights, in the flattened weight tensor.
+        indices: The weights, in the flattened weight tensor, ascending.
         steps: How many steps were seen.
         looks: How many rows are filled.
         positions: w/s (see ``grid_positions``), a row per look; rows from ``looks`` on are room.
         codes: The integer codes, likewise.
 
     Raises:
-        ValueError: If a number is below 1, the layer has no weight quantizer, or its weights
-            have no position on the grid.
+        ValueError: If a number is below 1, the layer has no weight quantizer, its weights have no
+            position on the grid, or ``indices`` are none, repeated or beyond the weight.
 
     Source: Nagel et al. 2022, arXiv 2203.11086.
     """
@@ -312,6 +315,7 @@ class WeightTrajectories(nn.Module):
         seed: int = 0,
         *,
         last: int | None = 1000,
+        indices: Iterable[SupportsIndex] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("count", count), ("every", every), ("last", last)):
@@ -326,8 +330,12 @@ class WeightTrajectories(nn.Module):
         quantizer, weight = layers[layer].weight_quantizer, layers[layer].weight
         self.low, self.high = quantizer.low, quantizer.high
         grid_positions(quantizer, weight)  # refuses what has none
-        chosen = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("indices", chosen[:count].sort().values.to(weight.device))
+        if indices is None:
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(weight.numel(), generator=generator)[:count].tolist()
+        else:
+            chosen = _places(indices, weight.numel())
+        self.register_buffer("indices", torch.tensor(sorted(chosen), device=weight.device))
         room = torch.zeros(ROWS, len(self.indices), device=weight.device)
         self.register_buffer("positions", room)
         self.register_buffer("codes", room.to(torch.int16))
@@ -407,6 +415,16 @@ class WeightTrajectories(nn.Module):
             Layer, weights and steps.
         """
         return f"{self.layer!r}, {len(self.indices)} weights, {self.steps} steps"
+
+
+def _places(indices: Iterable[SupportsIndex], size: int) -> list[int]:
+    places = [index(i) for i in indices]
+    if not places or len(set(places)) < len(places) or not 0 <= min(places) <= max(places) < size:
+        raise ValueError(
+            f"WeightTrajectories: indices are {places}; allowed: one or more, each once, from 0 "
+            f"to {size - 1}"
+        )
+    return places
 
 
 def grid_positions(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qatviz.calibration import activation_quantizers, calibrate, check_images
+from qatviz.calibration import activation_quantizers, as_taken, calibrate, check_images
 from qatviz.layers import QuantActivation
 from qatviz.models import small_cnn
 from qatviz.quantize import quantize, quantizers
@@ -232,3 +232,13 @@ def test_a_quantizer_that_refuses_its_tensor_is_named():
     message = r"calibrate: 0.input_quantizer: PACT has no signed grid, but .* negative values"
     with pytest.raises(ValueError, match=message):
         calibrate(student, [torch.randn(2, 1, 8, 8)])
+
+
+def test_images_take_the_type_of_the_first_floating_parameter():
+    images = torch.rand(2, 1, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    model.register_parameter("count", nn.Parameter(torch.tensor(1), requires_grad=False))
+    assert torch.equal(as_taken(model, images), images.double())
+    assert as_taken(model, images).dtype == torch.float64
+    assert as_taken(nn.ReLU(), images) is images
+    assert check_images(model, images).dtype == torch.float64

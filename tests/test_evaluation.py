@@ -8,7 +8,14 @@ from torch import nn
 
 from qatviz.calibration import calibrate
 from qatviz.datasets import Split
-from qatviz.evaluation import accuracy, check_fit, evaluate, predict, reestimate_batchnorm
+from qatviz.evaluation import (
+    accuracy,
+    check_fit,
+    evaluate,
+    predict,
+    reestimate_batchnorm,
+    running_norms,
+)
 from qatviz.models import small_cnn
 from qatviz.quantize import quantize
 from qatviz.quantizers import LSQ
@@ -196,3 +203,20 @@ def test_an_interrupted_reestimation_leaves_the_momentum():
     with pytest.raises(ValueError, match="more than 1 value"):
         reestimate_batchnorm(model, Split(images, torch.zeros(4, dtype=torch.long)), 2, 1)
     assert model[1].momentum == 0.3
+
+
+def test_a_network_of_another_type_is_evaluated_and_reestimated():
+    model = normed().eval()
+    twin = copy.deepcopy(model).double()
+    for each in (model, twin):
+        reestimate_batchnorm(each, DATA, batches=3, size=10)
+    for one, other in zip(running_norms(model).values(), running_norms(twin).values(), strict=True):
+        torch.testing.assert_close(one.running_mean.double(), other.running_mean)
+    one = student()
+    double = copy.deepcopy(one).double()
+    assert (predict(one, DATA)[0].argmax(1) == predict(double, DATA)[0].argmax(1)).sum() > 500
+
+
+def test_running_norms_are_those_that_keep_statistics():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False))
+    assert running_norms(model) == {"0": model[0]}

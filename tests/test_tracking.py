@@ -588,11 +588,29 @@ def test_only_the_last_looks_are_kept():
         ({"count": 0}, "count must be at least 1"),
         ({"every": 0}, "every must be at least 1"),
         ({"last": 0}, "last must be at least 1"),
+        ({"indices": ()}, r"indices are \[\]; allowed: one or more, each once"),
+        ({"indices": (3, 1, 3)}, r"indices are \[3, 1, 3\]"),
+        ({"indices": (-1,)}, "each once, from 0 to"),
+        ({"indices": (10**6,)}, "each once, from 0 to"),
     ],
 )
 def test_trajectories_refuse(options, message):
     with pytest.raises(ValueError, match=message):
         WeightTrajectories(tiny(), **{"layer": "0", **options})
+
+
+def test_trajectories_of_chosen_weights():
+    student = tiny()
+    observer = WeightTrajectories(student, "0", indices=np.array([7, 2, 5]))
+    student[0].weight.data.add_(0.1)
+    observer(1, student)
+    record = observer.record()
+    assert record.indices.tolist() == [2, 5, 7]
+    layer = student[0]
+    wanted = grid_positions(layer.weight_quantizer, layer.weight).flatten()[[2, 5, 7]]
+    np.testing.assert_allclose(record.positions[1], wanted.numpy())
+    with pytest.raises(TypeError):
+        WeightTrajectories(student, "0", indices=(1.5,))
 
 
 def test_trajectories_follow_the_student_to_its_device():

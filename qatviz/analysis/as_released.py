@@ -47,7 +47,7 @@ def released(
 
     Returns:
         PACT's clip, LSQ's sign and DoReFa's squeeze for activations; NIPQ's initial range and
-        EWGS's δ for weights.
+        EWGS's δ for weights. ``records.Released``. Draw with ``plots.released``.
 
     Raises:
         ValueError: If a tensor is not as described, or the bits are not allowed.

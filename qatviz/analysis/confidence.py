@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qatviz.analysis.subject import Data, subject
+from qatviz.analysis.subject import Data, clean_loss, subject, undisturbed
 from qatviz.evaluation import predict
 from qatviz.records import Reliability, Temperature
 
@@ -18,6 +18,7 @@ COLDEST, HOTTEST = 0.02, 50.0
 CHUNK = 100
 
 
+@undisturbed()
 def reliability(
     model: nn.Module,
     data: Data,
@@ -41,8 +42,8 @@ def reliability(
 
     Args:
         model: In evaluation mode, calibrated. It does not change.
-        data: A ``Split``, ``(images, labels)`` or a loader, not the one that a temperature was
-            fitted on.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these; not what a temperature was fitted on.
         bins: Bins of confidence, at least 1. Default: 15 (Guo et al.).
         temperature: What logits are divided by, above 0: a number, or what ``fit_temperature``
             found. Default: 1: nothing.
@@ -54,11 +55,12 @@ def reliability(
         label: Name of the network. Default: none (ours).
 
     Returns:
-        Counts, accuracies and confidences by bin, and the scores.
+        Counts, accuracies and confidences by bin, and the scores. ``records.Reliability``. Draw
+        with ``plots.reliability`` or, of several networks, ``plots.reliability_curves``.
 
     Raises:
-        ValueError: As ``subject``; or if ``bins`` or ``resamples`` is below 1, or the temperature
-            is not above 0.
+        ValueError: As ``subject``; or if a logit is not finite, ``bins`` or ``resamples`` is below
+            1, or the temperature is not above 0.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599, section
     2; adaptive bins: Nguyen & O'Connor 2015, arXiv 1508.05154.
@@ -70,6 +72,7 @@ def reliability(
     if not 0 < value < math.inf:
         raise ValueError(f"temperature is {value}; allowed: a finite number above 0")
     logits, labels = predict(model, subject(model, data, samples))
+    clean_loss(logits.double(), labels)
     chances = (logits.double() / value).softmax(1)
     confidence, predicted = (t.numpy() for t in chances.max(1))
     right = predicted == labels.numpy()
@@ -106,6 +109,7 @@ def reliability(
     )
 
 
+@undisturbed()
 def fit_temperature(
     model: nn.Module, data: Data, *, samples: int | None = None, label: str = ""
 ) -> Temperature:
@@ -115,19 +119,21 @@ def fit_temperature(
 
     Args:
         model: In evaluation mode, calibrated. It does not change.
-        data: Images that are not those of the report: a validation split.
+        data: As for ``reliability``, but other images: a validation split.
         samples: How many images, the first. Default: None: all.
         label: Name of the network. Default: none (ours).
 
     Returns:
-        T, from 0.02 to 50, and what it gains on these images.
+        T, from 0.02 to 50, and what it gains on these images. ``records.Temperature``: a number,
+        which has no plot; what it changes, ``plots.reliability_curves`` draws.
 
     Raises:
-        ValueError: As ``subject``.
+        ValueError: As ``subject``; or if a logit is not finite.
 
     Source: Guo et al. 2017, arXiv 1706.04599, section 4.2.
     """
     logits, labels = predict(model, subject(model, data, samples))
+    clean_loss(logits.double(), labels)
 
     def nll(log_temperature: float) -> float:
         return cross_entropy(logits.double() / math.exp(log_temperature), labels).item()

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from qatviz.analysis.hessian import GIB, Hessian
 from qatviz.analysis.krylov import Krylov, Product, order
-from qatviz.analysis.subject import Data, Loss, subject
+from qatviz.analysis.subject import Data, Loss, subject, undisturbed
 from qatviz.analysis.surface import Surface, as_surface
 from qatviz.records.curvature import Eigenvalues, Setting, SpectralDensity, Trace
 
@@ -28,7 +28,11 @@ METHODS = ("hutchinson", "hutch++")
 # Values, vectors, residuals over the largest magnitude, and that.
 Found = tuple[Float[Array, "pairs"], Float[Array, "pairs size"], Float[Array, "pairs"], float]
 
+# Method, the exact part, one row per draw.
+Estimate = tuple[str, float, Float[Array, "draws parts"]]
 
+
+@undisturbed()
 def eigenvalues(
     model: nn.Module | Surface,
     data: Data,
@@ -50,8 +54,11 @@ def eigenvalues(
 
     By Lanczos steps with full orthogonalisation and thick restarts, until every residual
     ‖Hv − λv‖ is below ``tolerance``·|λ₁|. A symmetric matrix has an eigenvalue within that
-    distance of λ; a well separated one is wrong by about its square. An eigenvalue that occurs
-    several times is found once, as from every single random vector.
+    distance of λ; a well separated one is wrong by about its square. Of an eigenvalue that occurs
+    several times one random vector sees one copy; rounding brings in others, in float32 sooner
+    than in float64. So copies may be missing, of which smaller eigenvalues take the place, and
+    how many are found depends on rounding and ``k``. Pairs that are returned are orthogonal, and
+    their residuals hold.
 
     Of a quantized network this is the Hessian of a surrogate: see ``Surface``. Where the
     surrogate's is not symmetric (EWGS), it is refused. Where a maximum is taken over numbers on
@@ -71,7 +78,8 @@ def eigenvalues(
             False.
         loss: ``(logits, labels) -> mean``. Default: cross-entropy, without weight decay.
         samples: Images, the first. Default: None: all that were given.
-        batch: Images at once. Default: 128 (ours).
+        batch: Images at once; all where an image is not alone, see ``Hessian``. Default: 128
+            (ours).
         tolerance: Above 0; float32 rounding leaves residuals of about 1e-6. Default: 1e-4
             (ours).
         products: The most steps, each a product with the Hessian; one more measures what
@@ -84,7 +92,9 @@ def eigenvalues(
         progress: Whether to show a bar, and what memory will be needed. Default: True.
 
     Returns:
-        The record; on Ctrl-C what has been found, its residuals without what rounding adds.
+        The record; on Ctrl-C what has been found, its residuals without what rounding adds, or NaN
+        where PyHessian's were not measured. ``records.Eigenvalues``. Draw with
+        ``plots.eigenvalues``, ``plots.spectrum`` or ``plots.against_bits``.
 
     Raises:
         ValueError: If the model, the data, ``k``, a word or a number is not as said, or the
@@ -105,14 +115,15 @@ def eigenvalues(
     if not 1 <= k <= run.size:
         raise ValueError(f"k is {k}; allowed: 1 to the {run.size} numbers that move")
     if backend == "pyhessian":
-        found = _by_power(run, k, batch, tolerance, seed)
+        found = _by_power(run, k, tolerance, seed)
     else:
         room = min(_room(run.hessian, 2 * k + 2) - k, max(products, k + 2), run.size)
         with run.bar(f"top {k} by {which}", products, room + k, progress) as product:
             found = _by_lanczos(run, product, k, which, tolerance, products, room, seed)
     values, vectors, residuals, largest = found
     within = int((residuals <= tolerance).sum())
-    complete = within == k or (backend == "pyhessian" and len(values) == k)
+    ended = backend == "pyhessian" and not run.interrupted
+    complete = within == k or (ended and len(values) == k)
     if run.interrupted or not complete:
         run.warn(f"{within} of {k} eigenvalues are within tolerance")
     return Eigenvalues(
@@ -128,6 +139,7 @@ def eigenvalues(
     )
 
 
+@undisturbed()
 def trace(
     model: nn.Module | Surface,
     data: Data,
@@ -168,7 +180,9 @@ def trace(
         progress: Whether to show a bar.
 
     Returns:
-        The record; on Ctrl-C with the vectors drawn so far, ``complete`` False.
+        The record; on Ctrl-C with the vectors drawn so far, ``complete`` False. Hutch++ that has
+        drawn none of its last third gives Hutchinson's estimate from those of its first.
+        ``records.Trace``. Draw with ``plots.traces`` or ``plots.against_bits``.
 
     Raises:
         ValueError: As ``eigenvalues``; or if ``method`` or ``products`` is not as said.
@@ -185,19 +199,20 @@ def trace(
         raise ValueError("PyHessian has Hutchinson's estimator only, not relative")
     run = _Run(model, data, samples, loss, batch, memory, relative, backend)
     if backend == "pyhessian":
-        exact, draws = _their_draws(run, products, batch, seed)
+        method, exact, draws = _their_draws(run, products, seed)
     else:
         _room(run.hessian, 2 * third)
         with run.bar(method, products, 2 * third, progress) as product:
             estimate = _hutch_plus_plus if third else _hutchinson
-            exact, draws = estimate(run, product, products, seed)
+            method, exact, draws = estimate(run, product, products, seed)
     wanted = third or products
-    complete = len(draws) == wanted or backend == "pyhessian"
-    if run.interrupted or not complete:
-        run.warn(f"{len(draws)} of {wanted} draws are done")
+    complete = not run.interrupted and (len(draws) == wanted or backend == "pyhessian")
+    if not complete:
+        run.warn(f"{len(draws)} of {wanted} draws are done, by {method}")
     return Trace(run.setting(), method, exact, draws, complete=complete, **run.costs())
 
 
+@undisturbed()
 def spectral_density(
     model: nn.Module | Surface,
     data: Data,
@@ -235,6 +250,7 @@ def spectral_density(
 
     Returns:
         The record; on Ctrl-C with the draws that were finished, ``complete`` False.
+        ``records.SpectralDensity``. Draw with ``plots.density``.
 
     Raises:
         ValueError: As ``eigenvalues``; or if ``draws`` or ``steps`` is below 1.
@@ -251,8 +267,9 @@ def spectral_density(
     if backend == "pyhessian":
         from qatviz.analysis import pyhessian
 
-        nodes, weights = pyhessian.ritz(
-            run.surface, run.split, run.loss, batch=batch, steps=steps, runs=draws, seed=seed
+        nodes, weights = run.kept(
+            *(pyhessian.ritz, run.surface, run.split, run.loss),
+            **{"batch": run.hessian.batch, "steps": steps, "runs": draws, "seed": seed},
         )
         run.theirs = nodes.size
     else:
@@ -283,7 +300,7 @@ class _Run:
         self.start, self.loss, self.backend, self.relative = time.time(), loss, backend, relative
         self.split = subject(_looked_at(model), data, samples)
         self.surface = as_surface(model)
-        self.here = self.surface.flatten(p.detach() for p in self.surface.parameters)
+        self.here = self.surface.here()
         self.hessian = Hessian(self.surface, self.split, loss, batch=batch, memory=memory)
         self.size, self.theirs = self.hessian.size, 0
         self.scale = self.surface.filter_norms(self.here) if relative else None
@@ -338,6 +355,16 @@ class _Run:
 
         return loss
 
+    def kept(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        """What PyHessian finds, or has found until it is interrupted."""
+        from qatviz.analysis import pyhessian
+
+        try:
+            return function(*arguments, **options)
+        except pyhessian.Interrupted as stopped:
+            self.interrupted = True
+            return stopped.kept
+
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
@@ -365,7 +392,7 @@ class _Run:
 
     def warn(self, what: str) -> None:
         why = "interrupted: " if self.interrupted else ""
-        warnings.warn(f"{why}{what}", stacklevel=3)
+        warnings.warn(f"{why}{what}", stacklevel=4)
 
 
 def _looked_at(model: nn.Module | Surface) -> nn.Module:
@@ -418,62 +445,78 @@ def _largest(krylov: Krylov) -> float:
     return float(np.abs(krylov.ritz(1).values[0]))
 
 
-def _by_power(run: _Run, k: int, batch: int, tolerance: float, seed: int) -> Found:
+def _by_power(run: _Run, k: int, tolerance: float, seed: int) -> Found:
     """PyHessian's power iteration; the residuals are computed with our products."""
     from qatviz.analysis import pyhessian
 
-    values, vectors = pyhessian.eigenpairs(
-        *(run.surface, run.split, run.counted(batch), k), batch=batch, tol=tolerance, seed=seed
+    batch = run.hessian.batch
+    values, vectors = run.kept(
+        *(pyhessian.eigenpairs, run.surface, run.split, run.counted(batch), k),
+        **{"batch": batch, "tol": tolerance, "seed": seed},
     )
     largest = float(np.abs(values).max())
-    residuals = [
-        (run.product(v) - float(value) * v).norm().item() / (largest or 1.0)
-        for value, v in zip(values, vectors, strict=True)
-    ]
-    return values, vectors.cpu().numpy(), np.array(residuals), largest
+    residuals = np.full(len(values), np.nan)
+    try:
+        for i, (value, v) in enumerate(zip(values, vectors, strict=True)):
+            error = (run.product(v) - float(value) * v).norm().item()
+            residuals[i] = error / (largest or 1.0)
+    except KeyboardInterrupt:
+        run.interrupted = True
+    return values, vectors.cpu().numpy(), residuals, largest
 
 
-def _their_draws(
-    run: _Run, products: int, batch: int, seed: int
-) -> tuple[float, Float[Array, "draws parts"]]:
+def _their_draws(run: _Run, products: int, seed: int) -> Estimate:
     from qatviz.analysis import pyhessian
 
-    draws = pyhessian.trace_samples(
-        *(run.surface, run.split, run.loss), batch=batch, max_iter=products, tol=1e-3, seed=seed
+    draws = run.kept(
+        *(pyhessian.trace_samples, run.surface, run.split, run.loss),
+        **{"batch": run.hessian.batch, "max_iter": products, "tol": 1e-3, "seed": seed},
     )
     run.theirs = len(draws)
-    return 0.0, draws[:, None]
+    return "hutchinson", 0.0, draws[:, None]
 
 
-def _hutchinson(run: _Run, product: Product, products: int, seed: int) -> tuple[float, Array]:
+def _hutchinson(run: _Run, product: Product, products: int, seed: int) -> Estimate:
     generator, draws = run.generator(seed), []
     try:
         for _ in range(products):
             z = _signs(run, generator)
-            parts = run.surface.split(z * product(z)).values()
-            draws.append([part.sum(dtype=torch.float64).item() for part in parts])
+            draws.append(_by_part(run, z * product(z)))
     except KeyboardInterrupt:
         run.interrupted = True
         if not draws:
             raise
-    return 0.0, np.array(draws)
+    return "hutchinson", 0.0, np.array(draws)
 
 
-def _hutch_plus_plus(run: _Run, product: Product, products: int, seed: int) -> tuple[float, Array]:
-    generator, third, draws = run.generator(seed), products // 3, []
-    sketch = torch.stack([product(_signs(run, generator)) for _ in range(third)])
-    basis = torch.linalg.qr(sketch.T).Q.T
-    exact = sum((q @ product(q)).double().item() for q in basis)
+def _by_part(run: _Run, vector: Tensor) -> list[float]:
+    parts = run.surface.split(vector).values()
+    return [part.sum(dtype=torch.float64).item() for part in parts]
+
+
+def _hutch_plus_plus(run: _Run, product: Product, products: int, seed: int) -> Estimate:
+    generator, third = run.generator(seed), products // 3
+    sketch = run.surface.point.new_empty(third, run.size)
+    exact, draws, sketched = 0.0, [], []
     try:
+        for row in sketch:
+            z = _signs(run, generator)
+            row.copy_(product(z))
+            sketched.append(_by_part(run, z * row))
+        basis = torch.linalg.qr(sketch.T).Q.T
+        del sketch, row  # two blocks of vectors at once, as announced
+        exact = sum((q @ product(q)).double().item() for q in basis)
         for _ in range(third):
             z = _signs(run, generator)
             z -= (basis @ z) @ basis
             draws.append([(z @ product(z)).double().item()])
     except KeyboardInterrupt:
         run.interrupted = True
-        if not draws:
+        if not sketched:
             raise
-    return exact, np.array(draws)
+    if not draws:  # the vectors of the sketch are draws of Hutchinson's estimator
+        return "hutchinson", 0.0, np.array(sketched)
+    return "hutch++", exact, np.array(draws)
 
 
 def _quadrature(

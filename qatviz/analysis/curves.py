@@ -25,7 +25,8 @@ def transfer_curve(
         label: Name for a legend. Default: class and bits.
 
     Returns:
-        The curve.
+        The curve. ``records.TransferCurve``. Draw with ``plots.transfer_curve`` or
+        ``plots.surrogate_gradient``.
 
     Raises:
         ValueError: If the quantizer is not calibrated or has a grid per channel, or the range

@@ -28,8 +28,9 @@ def histogram(
         bins: Bins between the smallest and the largest value. Default: 100 (ours).
 
     Returns:
-        The histogram. With a grid per channel there are no common levels: ``levels`` and
-        ``used`` are those of the codes, in units of each channel's own step.
+        The histogram. With a grid per channel there are no common levels: ``levels`` and ``used``
+        are those of the codes, in units of each channel's own step. ``records.Histogram``. Draw
+        with ``plots.histogram``.
 
     Raises:
         ValueError: If ``x`` is empty or not finite, or the quantizer is not calibrated.
@@ -57,7 +58,8 @@ def weight_histograms(model: nn.Module, *, bins: int = 100) -> dict[str, Histogr
         bins: See ``histogram``.
 
     Returns:
-        Histograms by layer name, with the grid where there is one.
+        Histograms by layer name, with the grid where there is one. ``records.Histogram``. Draw with
+        ``plots.histogram``.
     """
     return {
         name: histogram(
@@ -81,6 +83,7 @@ def activation_histograms(
 
     Returns:
         Histograms by layer name, in forward order, with the grid where there is one.
+        ``records.Histogram``. Draw with ``plots.histogram``.
 
     Raises:
         ValueError: If a quantizer is not calibrated or the images do not fit the model.

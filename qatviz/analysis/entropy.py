@@ -8,8 +8,8 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
 
-from qatviz.analysis.subject import Data, device_of, subject
-from qatviz.calibration import activation_quantizers
+from qatviz.analysis.subject import Data, subject, undisturbed
+from qatviz.calibration import activation_quantizers, as_taken
 from qatviz.datasets import Split
 from qatviz.quantize import check_ready
 from qatviz.quantizers import EWGS, LSQ, NIPQ, Quantizer, ReleasedDoReFa
@@ -37,8 +37,9 @@ def code_entropy(model: nn.Module, *, bins: int = 256, label: str = "") -> CodeE
 
     Returns:
         The counts, from which everything else follows. Levels are the codes that a grid has:
-        2^bits, of signed NIPQ 2^bits − 1. The differential entropy is NaN where the levels do
-        not lie where the weights lie (DoReFa).
+        2^bits, of signed NIPQ 2^bits − 1. The differential entropy is NaN where the levels do not
+        lie where the weights lie (DoReFa). ``records.CodeEntropy``. Draw with ``plots.bits_used``,
+        ``plots.code_occupancy``, ``plots.entropy_by_layer`` or ``plots.network_entropy``.
 
     Raises:
         ValueError: If a quantizer is not calibrated, no weight is quantized, or ``bins`` is
@@ -77,6 +78,7 @@ def code_entropy(model: nn.Module, *, bins: int = 256, label: str = "") -> CodeE
     )
 
 
+@undisturbed()
 @torch.no_grad()
 def activation_entropy(
     model: nn.Module, data: Data, *, samples: int | None = None, label: str = ""
@@ -87,12 +89,14 @@ def activation_entropy(
 
     Args:
         model: In evaluation mode, calibrated. It does not change.
-        data: A ``Split``, ``(images, labels)`` or a loader; take 1000 images or more.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these; take 1000 images or more.
         samples: How many images, the first. Default: None: all.
         label: Name of the network. Default: none (ours).
 
     Returns:
-        The counts by layer, in the order of the model.
+        The counts by layer, in the order of the model. ``records.CodeEntropy``. Draw with
+        ``plots.bits_used``, ``plots.code_occupancy`` or ``plots.entropy_by_layer``.
 
     Raises:
         ValueError: As ``subject``; or if no activation is quantized, or one is not reached.
@@ -123,7 +127,8 @@ def gaussian_entropy(
             sees as many weights. Default: 2¹⁸ (ours).
 
     Returns:
-        The probability of each code.
+        The probability of each code. ``records.GaussianCodes``. Draw as ``reference`` in
+        ``plots.code_occupancy`` or ``plots.entropy_by_layer``.
 
     Raises:
         ValueError: If ``points`` is below 2, or the quantizer does not allow the bits.
@@ -158,12 +163,11 @@ def _count_inputs(
 
     hooks = [q.register_forward_pre_hook(watch(name)) for name, q in grids.items()]
     try:
-        device = device_of(model)
         for chosen in torch.arange(len(split)).tensor_split(min(GROUPS, len(split))):
             for name, rows in counts.items():
                 rows.append(np.zeros_like(nonzero[name]))
             for images, _ in split.subset(chosen).batches(500):
-                model(images.to(device))
+                model(as_taken(model, images))
     finally:
         for hook in hooks:
             hook.remove()

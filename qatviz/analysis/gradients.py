@@ -67,7 +67,8 @@ def gradient_agreement(
         label: Name of the quantized network. Default: none (ours).
 
     Returns:
-        The agreement, layer by layer.
+        The agreement, layer by layer. ``records.GradientAgreement``. Draw with
+        ``plots.gradient_agreement``.
 
     Raises:
         ValueError: If the student is not calibrated, the images do not fit, or the two
@@ -115,7 +116,7 @@ def descent(
         label: Name of the network. Default: none (ours).
 
     Returns:
-        The mean cross-entropy at every distance.
+        The mean cross-entropy at every distance. ``records.Descent``. Draw with ``plots.descent``.
 
     Raises:
         ValueError: If the student is not calibrated, the images do not fit, or all gradients

@@ -63,7 +63,8 @@ def range_sweep(
         label: Name of the tensor.
 
     Returns:
-        Mean squared clipping and rounding error at each range.
+        Mean squared clipping and rounding error at each range. ``records.RangeSweep``. Draw with
+        ``plots.range_sweep`` or ``plots.range_minima``.
 
     Raises:
         ValueError: If ``x`` is all zero, or ``points`` is below 2.
@@ -102,7 +103,8 @@ def channel_sqnr(
         label: Name of the layer.
 
     Returns:
-        Decibels per channel; NaN for a channel that is all zero.
+        Decibels per channel; NaN for a channel that is all zero. ``records.ChannelSQNR``. Draw with
+        ``plots.channel_sqnr``.
     """
     weight = weight.detach().float()
     found = []
@@ -132,7 +134,8 @@ def sqnr_by_bits(
         label: Name of the curve, for a legend.
 
     Returns:
-        Decibels against bits.
+        Decibels against bits. ``records.BitsCurve``. Draw with ``plots.bits_curve`` and
+        ``plots.six_decibels``.
     """
     x, bits = x.detach().float(), list(bits)
     values = np.empty(len(bits))
@@ -171,7 +174,7 @@ def accuracy_by_bits(
         label: Name of the curve, for a legend.
 
     Returns:
-        Accuracy, 0 to 1, against bits.
+        Accuracy, 0 to 1, against bits. ``records.BitsCurve``. Draw with ``plots.bits_curve``.
     """
     ends, bits, photos = tuple(ends), list(bits), list(photos)
     eight = partial(Affine, 8, find_range=min_max_range)

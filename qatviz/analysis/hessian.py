@@ -30,25 +30,26 @@ class Hessian:
     By differentiating the gradient along v, batch by batch, each batch weighted by its share of
     the images. The graph of a batch's gradient is kept for the next product as long as all
     that are kept fit into ``memory``; other batches compute theirs anew each time. So memory
-    depends on ``batch`` and ``memory``, not on the number of images. What the network makes of
-    an image must not depend on the others of its batch, but for BatchNorm: signed activations
-    under DoReFa, whose grid is that of the batch, need ``batch`` to be all.
+    depends on ``batch`` and ``memory``, not on the number of images. Where an image is not alone
+    in the network (BatchNorm of the images; signed activations under DoReFa, whose grid is that
+    of the batch), all images are one batch.
 
     Before anything else the Hessian is checked to be symmetric, in float64 on a few images:
     uᵀ(Hv) = vᵀ(Hu). Where a backward pass is no derivative of any function (EWGS) it is not, and
-    eigenvalues would mean nothing.
+    then it is the Hessian of no function.
 
     Args:
         surface: What moves, and where it stands.
         data: The images, as ``subject`` returns them.
         loss: ``(logits, labels) -> mean``. Default: cross-entropy in nats, without weight decay
             (which adds its factor to every eigenvalue).
-        batch: Images at once. Default: 128 (ours). With BatchNorm's own statistics of the
-            images, whatever is given: all.
+        batch: Images at once. Default: 128 (ours). Where what a network makes of an image
+            depends on the others, whatever is given: all.
         memory: Bytes that kept graphs may take. Default: 1 GiB (ours).
 
     Attributes:
         size: P, the length of the vectors.
+        batch: Images at once.
         itemsize: Bytes of one number.
         loss: The mean loss here.
         products: How many were computed.
@@ -74,7 +75,7 @@ class Hessian:
         if batch < 1 or memory < 0:
             raise ValueError(f"batch must be ≥ 1 and memory ≥ 0, got {batch} and {memory}")
         self._loss, self._data = loss, data
-        self._batch = len(data) if _joins_images(surface.model) else batch
+        self.batch = len(data) if joins_images(surface.model) else batch
         self.asymmetry = _asymmetry(surface, data, loss)
         _check_symmetric(surface, self.asymmetry)
         self._model = copy.deepcopy(surface.model)
@@ -155,7 +156,7 @@ class Hessian:
     def _batches(self) -> Iterator[tuple[int, float, Tensor, Tensor]]:
         """Number, share of all images, images, labels."""
         like = next(self._model.parameters())
-        for index, (images, labels) in enumerate(self._data.batches(self._batch)):
+        for index, (images, labels) in enumerate(self._data.batches(self.batch)):
             images = images.to(like).contiguous(memory_format=self._format)
             yield index, len(labels) / len(self._data), images, labels.to(like.device)
 
@@ -277,17 +278,35 @@ def _check_symmetric(surface: Surface, asymmetry: float) -> None:
     why = f" because of {', '.join(sorted(guilty))}" if guilty else ""
     raise ValueError(
         f"the Hessian is not symmetric (uᵀHv and vᵀHu differ by {asymmetry:.1e} of their usual "
-        f"size){why}: its eigenvalues would mean nothing. Take the space 'dequantized' with "
+        f"size){why}: it is the Hessian of no function. Take the space 'dequantized' with "
         f"Surface(model, activation_quantizers=False), or quantizers whose backward pass is a "
         f"derivative; learned steps with a gradient written by hand cannot be included"
     )
 
 
-def _joins_images(model: nn.Module) -> bool:
-    """Whether BatchNorm takes its statistics from the images at hand."""
-    return any(
-        m.training or m.running_mean is None for m in model.modules() if isinstance(m, _BatchNorm)
-    )
+def joins_images(model: nn.Module) -> bool:
+    """Whether what a model makes of an image depends on the others of its batch.
+
+    Args:
+        model: Calibrated.
+
+    Returns:
+        True where BatchNorm takes its statistics from the images at hand, or a quantizer of
+        activations its grid.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    grids = [m for m in model.modules() if isinstance(m, Quantizer) and m.batched]
+    return any(m.training or m.running_mean is None for m in norms) or any(map(_own_grid, grids))
+
+
+@torch.no_grad()
+def _own_grid(quantizer: Quantizer) -> bool:
+    """Whether a larger image beside another changes what becomes of that."""
+    if quantizer.axis is not None:
+        return False
+    levels = quantizer.levels()
+    x = torch.linspace(-0.1, 0.1, 9).to(levels).view(1, -1)
+    return not torch.equal(quantizer(x), quantizer(torch.cat([x, 100 * x]))[:1])
 
 
 def _lay_out(model: nn.Module, images: Tensor) -> torch.memory_format:

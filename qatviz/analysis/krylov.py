@@ -1,6 +1,9 @@
 """Eigenvalues of a symmetric matrix that is only known by its products with vectors."""
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +65,7 @@ class Krylov:
         self.matrix = np.zeros((self.room, self.room))
         self.steps, self.beta = 0, 0.0
         self._pairs: tuple[Array, Array] | None = None
+        self._tail = np.zeros(0)  # what H·Qᵀ has of q_{m+1}: β·e_m, or more after a restart
         self.next = self._random()
 
     def step(self) -> None:
@@ -72,12 +76,13 @@ class Krylov:
         scale = new.norm().item()
         row = self._orthogonalise(new, m + 1)
         self.matrix[m, : m + 1] = self.matrix[: m + 1, m] = row.double().cpu().numpy()
-        self._pairs, self.steps, self.beta = None, m + 1, new.norm().item()
+        beta = new.norm().item()
+        self._pairs, self.steps, self.beta, self._tail = None, m + 1, beta, _last(m + 1, beta)
         tiny = 10 * torch.finfo(new.dtype).eps * scale
         if self.beta > tiny:
             self.next = new.div_(self.beta)
         else:
-            self.beta = 0.0
+            self.beta, self._tail = 0.0, _last(m + 1, 0.0)
             self.next = self._random() if self.steps < self.size else new
 
     def ritz(self, k: int, which: str = "magnitude") -> Ritz:
@@ -95,7 +100,7 @@ class Krylov:
         values, vectors = self._pairs
         chosen = order(values, which)[:k]
         coefficients = vectors[:, chosen].T
-        return Ritz(values[chosen], self.beta * np.abs(coefficients[:, -1]), coefficients)
+        return Ritz(values[chosen], np.abs(coefficients @ self._tail), coefficients)
 
     def vectors(self, coefficients: Float[Array, "pairs steps"]) -> Float[Tensor, "pairs size"]:
         """Approximate eigenvectors, of length 1.
@@ -122,24 +127,28 @@ class Krylov:
         signs = torch.randint(2, found.values.shape, generator=self.generator).numpy() * 2.0 - 1
         total, parts = self._sum(found, signs), self._sum(found, signs * found.values)
         rest = self.product(total) - parts
-        rest -= self.next * float(self.beta * (signs @ found.coefficients[:, -1]))
+        rest -= self.next * float(signs @ found.coefficients @ self._tail)
         return rest.norm().item()
 
     def restart(self, keep: int, which: str) -> None:
-        """Make room: only the best approximations stay, in place.
+        """Make room: only the best approximations stay, in place. Ctrl-C waits until it is done.
 
         Args:
             keep: How many, fewer than ``room``.
             which: See ``ritz``.
         """
         best, steps = self.ritz(keep, which), self.steps
-        self._pairs, self.steps = None, 0  # interrupted from here on, there is nothing to trust
+        with _undivided():
+            self._replace(best, steps, keep)
+
+    def _replace(self, best: Ritz, steps: int, keep: int) -> None:
+        self._pairs, self.steps = None, 0  # after an error from here on, nothing can be trusted
         weights = torch.from_numpy(np.ascontiguousarray(best.coefficients)).to(self.basis)
         for columns in self.basis.split(1 << 16, dim=1):  # no second basis in memory
             columns[:keep] = weights @ columns[:steps]
         self.matrix[:] = 0
         self.matrix[range(keep), range(keep)] = best.values
-        self.steps = keep
+        self._tail, self.steps = best.coefficients @ self._tail, keep
 
     def _sum(self, found: Ritz, factors: Float[Array, "pairs"]) -> Tensor:
         return self.vectors((factors @ found.coefficients)[None])[0]
@@ -158,6 +167,26 @@ class Krylov:
         vector = vector.to(self.like.device)
         self._orthogonalise(vector, self.steps)
         return vector.div_(vector.norm())
+
+
+def _last(steps: int, beta: float) -> Float[Array, "steps"]:
+    return np.append(np.zeros(steps - 1), beta)
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """Let Ctrl-C wait until something is done; it reaches the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting = []
+    before = signal.signal(signal.SIGINT, lambda *_: waiting.append(None))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
 
 
 def order(values: Float[Array, "values"], which: str) -> Int[Array, "values"]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from qatviz.analysis.keeping import Kept, Table, digest_of_images, digest_of_model, loss_name
 from qatviz.analysis.moved import Moved
-from qatviz.analysis.subject import Data, Loss
+from qatviz.analysis.subject import Data, Loss, undisturbed
 from qatviz.analysis.surface import Surface, as_surface
 from qatviz.records.curvature import Eigenvalues
 from qatviz.records.landscape import Conditions, LossLine, LossPath, LossSurface
@@ -58,7 +58,8 @@ def random_directions(
     same ones but for their norms.
 
     Args:
-        model: In evaluation mode, or a ``Surface`` of it; directions are for its ``point``.
+        model: In evaluation mode, or a ``Surface`` of it; directions are for where it
+            stands.
         count: How many. Default: 2.
         seed: Default: 0 (ours; 123 in the released code).
         normalise: "filter", "layer" (norm of the whole weight) or "none". Default: "filter" (the
@@ -79,7 +80,7 @@ def random_directions(
         raise ValueError(f"normalise: got {normalise!r}, allowed: {', '.join(NORMALISE)}")
     surface = as_surface(model)
     unit = "standard normal steps" if normalise == "none" else f"{normalise} norms"
-    weights = surface.split(surface.point).values()
+    weights = surface.split(surface.here()).values()
     generator = torch.Generator().manual_seed(seed)
     found = []
     for number in range(1, count + 1):
@@ -149,12 +150,13 @@ def eigenvector_directions(
                 raise ValueError(f"eigenvalue {index + 1} is zero: take unit='norm'")
             vector = vector / abs(value) ** 0.5
         else:
-            vector = vector * (surface.point.norm() / vector.norm())
+            vector = vector * (surface.here().norm() / vector.norm())
         words = {"curvature": "1/√|λ|", "norm": "‖w‖"}[unit]
         found.append(Direction(vector, f"eigenvector {index + 1}, λ = {value:.3g}", words))
     return found
 
 
+@undisturbed()
 def line(
     model: nn.Module | Surface,
     data: Data,
@@ -179,6 +181,7 @@ def line(
         model: In evaluation mode; or a ``Surface`` of it, which names the space, the layers and
             what else moves. It does not change.
         data: Images: a ``Split``, ``(images, labels)`` or a loader, seen without augmentation.
+            Beside them their normalised copy is held, if it fits into 256 MiB; else one batch.
         direction: Of ``random_directions`` or ``eigenvector_directions``, or any vector over the
             weights of the surface. Default: None: the first random one.
         reach: x runs from −reach to reach. Default: 1.0 (Li et al.).
@@ -194,7 +197,7 @@ def line(
 
     Returns:
         The record. Points whose loss is not finite say so; on Ctrl-C those from the centre outward
-        that were computed, ``complete`` False.
+        that were computed, ``complete`` False. ``records.LossLine``. Draw with ``plots.loss_line``.
 
     Raises:
         ValueError: If the model, the data, a direction or a number is not as said, or the loss of
@@ -227,6 +230,7 @@ def line(
     )
 
 
+@undisturbed()
 def plane(
     model: nn.Module | Surface,
     data: Data,
@@ -267,7 +271,8 @@ def plane(
         progress: See ``line``.
 
     Returns:
-        The record, as of ``line``.
+        The record, as of ``line``. ``records.LossSurface``. Draw with ``plots.loss_contour``,
+        ``plots.loss_contours`` or ``plots.loss_relief``.
 
     Raises:
         ValueError: As ``line``; or if the directions are parallel, or ``cache`` is a file of
@@ -310,6 +315,7 @@ def plane(
     )
 
 
+@undisturbed()
 def between(
     first: nn.Module | Surface,
     second: nn.Module | Surface,
@@ -350,7 +356,8 @@ def between(
         progress: See ``line``.
 
     Returns:
-        The record; on Ctrl-C with what was computed, the two networks first.
+        The record; on Ctrl-C with what was computed, the two networks first. ``records.LossPath``.
+        Draw with ``plots.loss_path``.
 
     Raises:
         ValueError: As ``line``; or if the networks differ in more than floating numbers, or the
@@ -544,7 +551,7 @@ def _fill(
                     saved = time.monotonic()
     except KeyboardInterrupt:
         done = f"{table.computed.sum()} of {len(order)} points"
-        warnings.warn(f"{what}: interrupted after {done}", stacklevel=3)
+        warnings.warn(f"{what}: interrupted after {done}", stacklevel=4)
     finally:
         if new:  # a complete file is not touched
             kept.save(table)

@@ -48,7 +48,8 @@ def learn_grids(
         **options: Of ``learn_grid``.
 
     Returns:
-        A record per quantizer that has such a grid.
+        A record per quantizer that has such a grid. ``records.LearnedGrid``. Draw with
+        ``plots.learned_grids``.
     """
     x = layer.weight if part == "weight" else inputs
     signed = bool((x < 0).any())
@@ -105,7 +106,8 @@ def learn_grid(
         seed: Of the noise. Default: 0.
 
     Returns:
-        Errors, levels and parameters, before and after.
+        Errors, levels and parameters, before and after. ``records.LearnedGrid``. Draw with
+        ``plots.learned_grids``.
 
     Raises:
         ValueError: If ``part`` is neither "weight" nor "input", there is no step, or the

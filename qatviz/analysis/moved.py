@@ -1,6 +1,7 @@
 """A network on fixed images, ready to be evaluated wherever its weights are moved."""
 
 import copy
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -8,32 +9,39 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qatviz.analysis.hessian import joins_images
 from qatviz.analysis.subject import Data, Loss, device_of, subject
 from qatviz.analysis.surface import Surface
 from qatviz.evaluation import reestimate_batchnorm
 from qatviz.quantizers import Quantizer
 from qatviz.records.landscape import Conditions
 
+KEPT = 256 << 20  # bytes of normalised images that are kept from pass to pass (ours)
+
 
 class Moved:
     """A private copy of a surface, and the images that its loss is the mean over.
 
-    Images are normalised once and stay in the layout that convolutions read fastest. Weights are
-    written in place, so that a point costs its forward passes and little else.
+    Images are normalised once and stay in the layout that convolutions read fastest, if all of
+    them fit into 256 MiB; otherwise each pass normalises them anew, and one batch is held beside
+    the images as they were given. Weights are written in place, so that a point costs its
+    forward passes and little else.
 
     Args:
-        model: In evaluation mode, or a ``Surface`` of it. Neither changes.
+        model: In evaluation mode, or a ``Surface`` of it, looked at where it stands. Neither
+            changes.
         data: Images: a ``Split``, ``(images, labels)`` or a loader, seen without augmentation.
         loss: ``(logits, labels) -> mean``. Default: cross-entropy in nats, without weight decay.
         samples: Images, the first. Default: None: all that were given.
-        batch: Images at once; with BatchNorm of the images themselves, all. Default: None: 100
-            on a CPU, where larger batches took half as long again, 500 elsewhere (ours).
+        batch: Images at once; all, where they are not alone in the network: with BatchNorm of
+            the images themselves, or quantizers whose grid is that of the batch. Default: None:
+            100 on a CPU, where larger batches took half as long again, 500 elsewhere (ours).
         reestimate: Batches from which BatchNorm's statistics are estimated anew at every
             point. Default: 0: they are those of training (the convention).
         training: Images for that.
 
     Attributes:
-        surface: The copy, and where it stands.
+        surface: The copy; its ``point`` is where the surface given stands.
         split: The images.
         passes: Passes over all images so far; one with gradients counts as one.
 
@@ -55,6 +63,7 @@ class Moved:
         if batch is not None and batch < 1:
             raise ValueError(f"batch is {batch}; allowed: 1 or more, or None")
         self.surface = copy.deepcopy(model) if isinstance(model, Surface) else Surface(model)
+        self.surface.point = self.surface.here()
         _take_float32(self.surface.model)
         # BatchNorm of the images themselves is a training mode that was asked for.
         looked_at = copy.deepcopy(self.surface.model).eval()
@@ -66,18 +75,25 @@ class Moved:
         if reestimate:
             self._check_reestimation(training)
             self.training = subject(looked_at, training)
-        if self.surface.batchnorm == "batch":
+        if joins_images(self.model):
             batch = len(self.split)
         elif batch is None:
             batch = 100 if self.device.type == "cpu" else 500
-        self.batches = list(self._prepared(batch))
+        self._batch, self._kept = batch, None
+        numbers = self.split.images.numel() * next(self.model.parameters()).element_size()
+        if numbers <= KEPT:
+            self._kept = list(self._prepared())
 
-    def _prepared(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+    @property
+    def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Images as the network takes them, and labels."""
+        return self._prepared() if self._kept is None else self._kept
+
+    def _prepared(self) -> Iterator[tuple[Tensor, Tensor]]:
         like = next(self.model.parameters())
-        return [
-            (images.to(like).contiguous(memory_format=torch.channels_last), labels.to(like.device))
-            for images, labels in self.split.batches(batch)
-        ]
+        for images, labels in self.split.batches(self._batch):
+            images = images.to(like).contiguous(memory_format=torch.channels_last)
+            yield images, labels.to(like.device)
 
     def _check_reestimation(self, training: Data) -> None:
         norms = [

@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from tqdm.auto import tqdm
 
-from qatviz.analysis.subject import Data, Loss, subject
+from qatviz.analysis.subject import Data, Loss, clean_loss, subject, undisturbed
 from qatviz.datasets import Split
-from qatviz.evaluation import accuracy, predict, reestimate_batchnorm
+from qatviz.evaluation import accuracy, predict, reestimate_batchnorm, running_norms
 from qatviz.quantize import check_ready
 from qatviz.quantizers.base import widened
 from qatviz.records import BatchNormDrift, BinDistances, OscillationLottery, OscillationToy
@@ -45,7 +44,7 @@ def bin_distances(model: nn.Module, *, label: str = "") -> BinDistances:
         label: Name of the network. Default: none (ours).
 
     Returns:
-        The counts.
+        The counts. ``records.BinDistances``. Draw with ``plots.bin_distances``.
 
     Raises:
         ValueError: If a quantizer is not calibrated, no weight is quantized, or no layer has
@@ -97,7 +96,8 @@ def oscillation_toy(
             Default: 0.3 (ours).
 
     Returns:
-        What was measured and what is predicted.
+        What was measured and what is predicted. ``records.OscillationToy``. Draw with
+        ``plots.oscillation_toy`` or ``plots.toy_decay``.
 
     Raises:
         ValueError: If an argument is outside what is said here.
@@ -135,6 +135,7 @@ def oscillation_toy(
     )
 
 
+@undisturbed()
 @torch.no_grad()
 def oscillation_lottery(
     model: nn.Module,
@@ -174,12 +175,13 @@ def oscillation_lottery(
         label: Name of the network. Default: none (ours).
 
     Returns:
-        Accuracy and loss of each draw, and of the network.
+        Accuracy and loss of each draw, and of the network. ``records.OscillationLottery``. Draw
+        with ``plots.oscillation_lottery``.
 
     Raises:
         ValueError: If the network or the images are refused by ``subject``, the network does not
             have the tracked layers, computes with other numbers than the levels of its codes,
-            or ``draws`` is below 1.
+            a loss is not finite or not one number, or ``draws`` is below 1.
 
     Source: Nagel et al. 2022, arXiv 2203.11086 (networks whose oscillating weights are drawn); the
     number of draws and the evaluation at round(q̄) are ours.
@@ -212,7 +214,7 @@ def oscillation_lottery(
             found.append((*measured(wanted), moved))
     except KeyboardInterrupt:
         warnings.warn(
-            f"oscillation_lottery: interrupted after {len(found)} of {draws} draws", stacklevel=2
+            f"oscillation_lottery: interrupted after {len(found)} of {draws} draws", stacklevel=4
         )
     table = np.array(found).reshape(-1, 3)
     return OscillationLottery(
@@ -228,6 +230,7 @@ def oscillation_lottery(
     )
 
 
+@undisturbed()
 def batchnorm_drift(
     model: nn.Module,
     data: Data,
@@ -258,7 +261,8 @@ def batchnorm_drift(
         label: Name of the network. Default: none (ours).
 
     Returns:
-        Divergences by layer and channel.
+        Divergences by layer and channel. ``records.BatchNormDrift``. Draw with
+        ``plots.batchnorm_drift``.
 
     Raises:
         ValueError: If the network or the images are refused by ``subject``, there are fewer than
@@ -267,7 +271,7 @@ def batchnorm_drift(
     Source: Nagel et al. 2022, arXiv 2203.11086 (divergences by layer); the halves are ours.
     """
     split = subject(model, data)
-    norms = _norms(model)
+    norms = running_norms(model)
     if not norms:
         raise ValueError("batchnorm_drift: the model has no BatchNorm with running statistics")
     if len(split) < 4:
@@ -341,15 +345,7 @@ def _silenced(model: nn.Module, tracker: OscillationTracker) -> nn.Module:
 
 def _scores(model: nn.Module, split: Split, loss: Loss) -> tuple[float, float]:
     logits, labels = predict(model, split)
-    return accuracy(logits, labels), loss(logits, labels).item()
-
-
-def _norms(model: nn.Module) -> dict[str, nn.Module]:
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    }
+    return accuracy(logits, labels), clean_loss(logits, labels, loss)
 
 
 def _estimated(
@@ -358,7 +354,7 @@ def _estimated(
     """Means and variances by layer, as the images have them."""
     twin = deepcopy(model)
     reestimate_batchnorm(twin, data, batches, size, seed)
-    return {name: _statistics(norm) for name, norm in _norms(twin).items()}
+    return {name: _statistics(norm) for name, norm in running_norms(twin).items()}
 
 
 def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -377,7 +373,7 @@ def _divergence(
 
 def _kinds(model: nn.Module) -> dict[str, str]:
     """What is listed before each BatchNorm."""
-    found, kind = {}, ""
+    found, kind, norms = {}, "", running_norms(model)
     for name, module in model.named_modules():
         if isinstance(module, _ConvNd):
             depthwise = 1 < module.groups == module.in_channels
@@ -385,6 +381,6 @@ def _kinds(model: nn.Module) -> dict[str, str]:
             kind = "depthwise" if depthwise else "pointwise" if pointwise else "convolution"
         elif isinstance(module, nn.Linear):
             kind = "linear"
-        elif isinstance(module, _BatchNorm):
+        elif name in norms:
             found[name] = kind
     return found

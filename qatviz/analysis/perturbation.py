@@ -1,5 +1,6 @@
 """How a network answers when its images or its weights are disturbed."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from tqdm.auto import tqdm
 
-from qatviz.analysis.subject import Data, Loss, device_of, subject
+from qatviz.analysis.subject import Data, Loss, clean_loss, subject, undisturbed
 from qatviz.analysis.surface import Surface
 from qatviz.augment import Images
+from qatviz.calibration import as_taken
 from qatviz.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from qatviz.datasets import Split
-from qatviz.evaluation import reestimate_batchnorm
+from qatviz.evaluation import reestimate_batchnorm, running_norms
 from qatviz.quantizers.base import widened
 from qatviz.records import (
     AccuracyBySamples,
@@ -32,6 +34,7 @@ BATCH = 500
 Move = Callable[[float, torch.Generator], Tensor]
 
 
+@undisturbed()
 def input_noise(
     model: nn.Module,
     data: Data,
@@ -54,7 +57,8 @@ def input_noise(
 
     Args:
         model: In evaluation mode, calibrated. It does not change.
-        data: A ``Split``, ``(images, labels)`` or a loader.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these.
         sigmas: σ, in units of a normalised image: σ·std of the data in units of [0, 1].
             Default: 0.02, 0.05, 0.1, 0.2 (ours, for the figure of FPQ).
         draws: Draws of the noise, at least 1. Default: 20 (ours).
@@ -65,10 +69,12 @@ def input_noise(
         progress: Whether to show a bar. Default: True.
 
     Returns:
-        All draws; those that Ctrl-C prevented are NaN.
+        All draws; those that Ctrl-C prevented are NaN. Where noise makes logits that are not
+        finite, see ``InputNoise``. ``records.InputNoise``. Draw with ``plots.input_noise``.
 
     Raises:
-        ValueError: As ``subject``; or if a σ is negative or ``draws`` is below 1.
+        ValueError: As ``subject``; or if the loss without noise or a logit is not finite, the loss
+            is not one number, a σ is negative or ``draws`` is below 1.
 
     Source: after Pang & Cai 2025 (FPQ), arXiv 2503.11159, figure 1; the protocol is ours.
     """
@@ -111,6 +117,7 @@ def input_noise(
     )
 
 
+@undisturbed()
 def corruption_accuracy(
     model: nn.Module,
     data: Data,
@@ -144,9 +151,12 @@ def corruption_accuracy(
 
     Returns:
         Accuracy and loss of every kind, severity and draw; those that Ctrl-C prevented are NaN.
+        ``records.CorruptionAccuracy``. Draw with ``plots.corruption_accuracy`` or
+        ``plots.corruption_means``.
 
     Raises:
-        ValueError: As ``subject`` and ``corrupt``; or if ``draws`` is below 1.
+        ValueError: As ``subject`` and ``corrupt``; or if the loss of clean images is not finite
+            or not one number, or ``draws`` is below 1.
 
     Source: the protocol of Hendrycks & Dietterich 2019, arXiv 1903.12261, with corruptions of
     our own.
@@ -189,6 +199,7 @@ def corruption_accuracy(
     )
 
 
+@undisturbed()
 def weight_noise(
     model: nn.Module,
     data: Data,
@@ -222,8 +233,8 @@ def weight_noise(
 
     Args:
         model: In evaluation mode, calibrated. It does not change.
-        data: A ``Split``, ``(images, labels)`` or a loader; training images, for the increase of
-            the training loss.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these; training images, for the increase of the training loss.
         levels: ρ, η or p. Default: 0.01 to 0.2 (ours).
         kind: As above. Default: "filter".
         space: "dequantized", "latent" or "float", see ``Surface``; a float network has one.
@@ -240,10 +251,13 @@ def weight_noise(
 
     Returns:
         Accuracy and loss of every level and draw; those that Ctrl-C prevented are NaN.
+        ``records.WeightNoise``. Draw with ``plots.weight_noise``.
 
     Raises:
         ValueError: As ``subject`` and ``Surface``; or if the kind is unknown, a level is negative
-            (a probability is above 1), ``draws`` is below 1, or flips have no codes to flip.
+            (a probability is above 1), ``draws`` is below 1, flips have no codes to flip, the
+            loss without noise is not finite or not one number, or there is no BatchNorm to
+            estimate anew.
 
     Source: Li et al. 2018, arXiv 1712.09913, section 4, for the normalisation by filters; the
     protocol is ours.
@@ -255,6 +269,8 @@ def weight_noise(
     surface = Surface(model, space, layers=layers)
     move = _flips(model, surface, levels) if kind == "flips" else _gaussian(surface, kind)
     norms = None if reestimate is None else subject(model, reestimate)
+    if norms is not None and not running_norms(model):
+        raise ValueError("reestimate: there is no BatchNorm that uses running statistics")
 
     def answers(point: Tensor) -> Tensor:
         surface.assign(point)
@@ -282,6 +298,7 @@ def weight_noise(
     )
 
 
+@undisturbed()
 def view_consistency(
     model: nn.Module,
     data: Data,
@@ -300,8 +317,8 @@ def view_consistency(
 
     Args:
         model: In evaluation mode, calibrated. It does not change.
-        data: A ``Split``, ``(images, labels)`` or a loader. A view sees images as they are
-            stored, before normalisation.
+        data: A ``Split``, ``(images, labels)`` or a loader of these. A view sees the images of a
+            ``Split`` as they are stored, before normalisation; those of a pair as given.
         view: A function of ``qatviz.augment``, or one of your own, which draws from torch's
             global generator (seeded here, and put back).
         draws: Views of each image, at least 1. Default: 10 (ours).
@@ -312,9 +329,10 @@ def view_consistency(
 
     Returns:
         Agreement, divergence and accuracy of every draw; those that Ctrl-C prevented are NaN.
+        ``records.ViewConsistency``. Draw with ``plots.view_consistency``.
 
     Raises:
-        ValueError: As ``subject``; or if ``draws`` is below 1.
+        ValueError: As ``subject``; or if a logit is not finite, or ``draws`` is below 1.
     """
     split = subject(model, data, samples).to("cpu")
     _check(draws)
@@ -323,12 +341,11 @@ def view_consistency(
     same = torch.ones(len(split), dtype=torch.bool)
 
     def measure(draw: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed accelerators too.
-            torch.default_generator.manual_seed(_entropy(seed, draw))
-            logits = _logits(model, split, raw=view)
+        # Not torch.manual_seed, which would seed accelerators too.
+        torch.default_generator.manual_seed(_entropy(seed, draw))
+        logits = _logits(model, split, raw=view)
         cells.put((draw,), logits)
-        same.logical_and_(logits.argmax(1) == clean.argmax(1))
+        same.logical_and_(_predicted(logits) == clean.argmax(1))
 
     complete = _each("view_consistency", [(d,) for d in range(draws)], measure, progress)
     values = cells.values()
@@ -345,6 +362,7 @@ def view_consistency(
     )
 
 
+@undisturbed()
 def accuracy_by_samples(
     models: nn.Module | Mapping[str, nn.Module],
     data: Data,
@@ -361,18 +379,20 @@ def accuracy_by_samples(
 
     Args:
         models: A network, or several by name; in evaluation mode, calibrated.
-        data: A ``Split``, ``(images, labels)`` or a loader.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these.
         sizes: Numbers of images, each 1 or more. Default: None: those of 100, 200, 500, 1000,
             2000, 5000, 10000 that there are (ours), and all.
         permutations: Orders, at least 1. Default: 50 (ours).
         seed: Of the orders. Default: 0.
 
     Returns:
-        Accuracy by network, order and n.
+        Accuracy by network, order and n. ``records.AccuracyBySamples``. Draw with
+        ``plots.accuracy_by_samples``; its ``difference`` with ``plots.accuracy_difference``.
 
     Raises:
-        ValueError: As ``subject``; or if there is no network, a size is not there, or
-            ``permutations`` is below 1.
+        ValueError: As ``subject``; or if there is no network, a logit is not finite, a size is
+            not there, or ``permutations`` is below 1.
     """
     models = models if isinstance(models, Mapping) else {"": models}
     if not models:
@@ -388,9 +408,7 @@ def accuracy_by_samples(
             f"sizes from 1 to {images}"
         )
     sizes = np.array(sorted(sizes))
-    correct = np.stack([
-        (_logits(model, data).argmax(1) == data.labels.cpu()).numpy() for model in models.values()
-    ])  # fmt: skip
+    correct = np.stack([_right(model, data) for model in models.values()])
     generator = np.random.default_rng(seed)
     orders = np.stack([generator.permutation(images) for _ in range(permutations)])
     right = correct[:, orders].cumsum(-1)[..., sizes - 1]
@@ -404,15 +422,16 @@ class _Cells:
         self.known, self.labels, self.loss = clean, labels.cpu(), loss
         names = ("accuracy", "loss", "divergence", "flips")
         self.found = {name: np.full(shape, np.nan) for name in names}
+        self.clean_loss = clean_loss(clean, self.labels, loss)
 
     def put(self, cell: tuple[int | slice, ...], logits: Tensor) -> None:
         divergence = kl_div(
             logits.log_softmax(1), self.known.log_softmax(1), reduction="batchmean", log_target=True
         )
-        flips = (logits.argmax(1) != self.known.argmax(1)).double().mean()
-        self.found["divergence"][cell] = divergence.item()
+        flips = (_predicted(logits) != self.known.argmax(1)).double().mean()
+        self.found["divergence"][cell] = _or_infinite(divergence)
         self.found["flips"][cell] = flips.item()
-        self.found["loss"][cell] = self.loss(logits, self.labels).item()
+        self.found["loss"][cell] = _or_infinite(self.loss(logits, self.labels))
         self.found["accuracy"][cell] = _accuracy(logits, self.labels)
 
     def values(self, *names: str) -> dict[str, np.ndarray]:
@@ -421,12 +440,28 @@ class _Cells:
     def clean(self) -> dict[str, float]:
         return {
             "clean_accuracy": _accuracy(self.known, self.labels),
-            "clean_loss": self.loss(self.known, self.labels).item(),
+            "clean_loss": self.clean_loss,
         }
 
 
+def _right(model: nn.Module, split: Split) -> np.ndarray:
+    logits, labels = _logits(model, split), split.labels.cpu()
+    clean_loss(logits, labels)
+    return (logits.argmax(1) == labels).numpy()
+
+
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).double().mean().item()
+    return (_predicted(logits) == labels).double().mean().item()
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    """Classes; −1, which is none, where a logit is not finite."""
+    return logits.argmax(1).where(logits.isfinite().all(1), -1)
+
+
+def _or_infinite(value: Tensor) -> float:
+    """NaN stands for what was not measured."""
+    return math.inf if value.isnan() else value.item()
 
 
 def _same(images: Tensor) -> Tensor:
@@ -441,10 +476,10 @@ def _logits(
     raw: Callable[[Tensor], Tensor] = _same,
 ) -> Tensor:
     """Answers in float64 on the CPU, to images changed before or after normalisation."""
-    device, found = device_of(model), []
+    found = []
     for images in split.images.split(BATCH):
         seen = normalised(split.normalise(raw(images)))
-        found.append(model(seen.to(device)).cpu().double())
+        found.append(model(as_taken(model, seen)).cpu().double())
     return torch.cat(found)
 
 
@@ -538,6 +573,6 @@ def _each(
         if not done:
             raise
         warnings.warn(
-            f"{what}: interrupted after {done} of {len(cells)} measurements", stacklevel=3
+            f"{what}: interrupted after {done} of {len(cells)} measurements", stacklevel=4
         )
     return done == len(cells)

@@ -42,6 +42,19 @@ from qatviz.evaluation import evaluating
 Tensors = Sequence[Tensor]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after something was found.
+
+    Args:
+        kept: What a function would have returned of what was found.
+        error: The interruption.
+    """
+
+    def __init__(self, kept: Any, error: KeyboardInterrupt) -> None:
+        super().__init__(*error.args)
+        self.kept = kept
+
+
 def eigenpairs(
     surface: Surface,
     split: Split,
@@ -75,13 +88,23 @@ def eigenpairs(
     Raises:
         ValueError: If PyHessian is not installed or cannot take the surface, or a number is out
             of range.
+        Interrupted: On Ctrl-C, with what was found.
     """
     _check_range("k", k, 1, surface.size)
     _check_range("max_iter", max_iter, 1)
     with _started(surface, split, loss, batch, seed) as problem:
-        values, vectors = _mended(problem.eigenvalues)(max_iter, tol, k)
-        flat = torch.stack([_flat(surface, problem, vector) for vector in vectors])
-    return np.array(values), flat
+        values, vectors = [], []
+
+        def found() -> tuple[Array, Tensor]:
+            flat = [_flat(surface, problem, vector) for vector in vectors[: len(values)]]
+            return np.array(values), torch.stack(flat)
+
+        with _keeping(values, found):
+            for _ in range(k):  # one by one, orthogonal to those before
+                value, vector = _mended(problem.eigenvalues, vectors)(max_iter, tol, 1)
+                vectors += vector
+                values += value
+        return found()
 
 
 def trace_samples(
@@ -116,11 +139,15 @@ def trace_samples(
     Raises:
         ValueError: If PyHessian is not installed or cannot take the surface, or a number is out
             of range.
+        Interrupted: On Ctrl-C, with what was found.
     """
     _check_range("max_iter", max_iter, 1)
     samples: list[float] = []
     before = 0.0
-    with _started(surface, split, loss, batch, seed) as problem:
+    with (
+        _started(surface, split, loss, batch, seed) as problem,
+        _keeping(samples, lambda: np.array(samples)),
+    ):
         while len(samples) < max_iter:
             samples += problem.trace(maxIter=1, tol=-np.inf)
             mean = float(np.mean(samples))
@@ -158,12 +185,21 @@ def ritz(
     Raises:
         ValueError: If PyHessian is not installed or cannot take the surface, or a number is out
             of range.
+        Interrupted: On Ctrl-C, with what was found.
     """
     _check_range("steps", steps, 1, surface.size)
     _check_range("runs", runs, 1)
     with _started(surface, split, loss, batch, seed) as problem:
-        nodes, weights = _mended(problem.density)(steps, runs)
-    return np.array(nodes), np.array(weights)
+        found: list[tuple[list, list]] = []
+
+        def both() -> tuple[Array, Array]:
+            return np.array([nodes for nodes, _ in found]), np.array([w for _, w in found])
+
+        with _keeping(found, both):
+            for _ in range(runs):
+                (nodes,), (weights,) = _mended(problem.density)(steps, 1)
+                found.append((nodes, weights))
+        return both()
 
 
 class _Torch:
@@ -183,10 +219,26 @@ class _Torch:
         return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
 
 
-def _mended(released: MethodType) -> Callable[..., tuple[list, list]]:
+@contextmanager
+def _keeping(found: list, result: Callable[[], Any]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not found:
+            raise
+        raise Interrupted(result(), error) from None
+
+
+def _mended(
+    released: MethodType, before: Sequence[Tensors] = ()
+) -> Callable[..., tuple[list, list]]:
     """A method of PyHessian to which three names mean something else; nothing is patched."""
     function = released.__func__
-    names = {"torch": _Torch(), "normalization": _normal, "orthnormal": _orthonormal}
+
+    def orthonormal(vector: Tensors, others: list[Tensors]) -> Tensors:
+        return _orthonormal(vector, [*before, *others])
+
+    names = {"torch": _Torch(), "normalization": _normal, "orthnormal": orthonormal}
     mended = FunctionType(function.__code__, {**function.__globals__, **names})
     return MethodType(mended, released.__self__)
 

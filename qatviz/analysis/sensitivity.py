@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from tqdm.auto import tqdm
 
 from qatviz.analysis.similarity import jackknife, watching
-from qatviz.analysis.subject import Data, device_of, subject
-from qatviz.calibration import calibrate
+from qatviz.analysis.subject import Data, clean_loss, subject, undisturbed
+from qatviz.calibration import as_taken, calibrate
 from qatviz.datasets import Split
 from qatviz.evaluation import predict
 from qatviz.quantize import quantizable_layers, quantize, quantized_layers, quantizers
@@ -28,6 +28,7 @@ PARTS = ("weights", "inputs", "both")
 CALIBRATION = 64  # images, where none are given (ours)
 
 
+@undisturbed()
 @torch.no_grad()
 def layer_sqnr(
     model: nn.Module,
@@ -50,14 +51,16 @@ def layer_sqnr(
 
     Args:
         model: A quantized network, in evaluation mode, calibrated. It does not change.
-        data: A ``Split``, ``(images, labels)`` or a loader.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these.
         samples: How many images, the first. Default: None: all.
         batch: Images at once. Default: 128 (ours).
         label: Name of the network. Default: none (ours).
 
     Returns:
         Decibels by layer, with standard errors by the jackknife over images. Where a layer runs
-        more than once, its last run counts; NaN where it does not run.
+        more than once, its last run counts; NaN where it does not run. ``records.LayerSQNR``. Draw
+        with ``plots.layer_sqnr``.
 
     Raises:
         ValueError: As ``subject``; or if nothing is quantized.
@@ -70,7 +73,7 @@ def layer_sqnr(
     sums = {name: np.zeros((len(split), 5)) for name in layers}
     start = 0
     for images, _ in split.batches(batch):
-        images = images.to(device_of(model))
+        images = as_taken(model, images)
         for name, found in _noise(model, reference, layers, images).items():
             sums[name][start : start + len(images)] = found
         start += len(images)
@@ -82,6 +85,7 @@ def layer_sqnr(
     return LayerSQNR(label, len(split), tuple(layers), rounding[:, 0], rounding[:, 1], *ratios)
 
 
+@undisturbed()
 def bit_sensitivity(
     float_model: nn.Module,
     data: Data,
@@ -108,7 +112,8 @@ def bit_sensitivity(
 
     Args:
         float_model: In evaluation mode, not quantized. It does not change.
-        data: A ``Split``, ``(images, labels)`` or a loader; 1,000 to 5,000 images are usual.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these; 1,000 to 5,000 are usual.
         bits: Bit-widths, each once. Default: 2, 3, 4 and 8.
         make: ``bits -> quantizer``, such as ``LSQ``, or ``partial(LSQ, axis=0)`` for weights.
             Default: ``Affine``, whose range has the least error (ours: LSQ's first step is meant
@@ -125,12 +130,13 @@ def bit_sensitivity(
         progress: Whether to show a bar. Default: True. Ctrl-C keeps what was measured.
 
     Returns:
-        Effects by layer and bits.
+        Effects by layer and bits. ``records.BitSensitivity``. Draw with ``plots.sensitivity_map``
+        or ``plots.sensitivity_lines``.
 
     Raises:
-        ValueError: As ``subject``; or if the model is quantized already, a pattern matches no
-            layer, ``part`` is another word, ``bits`` are empty or repeated, or ``make`` makes no
-            quantizer or, for inputs, one with an axis.
+        ValueError: As ``subject``; or if the model is quantized already, a logit of it is not
+            finite, a pattern matches no layer, ``part`` is another word, ``bits`` are empty or
+            repeated, or ``make`` makes no quantizer or, for inputs, one with an axis.
     """
     names, quantizer = _layers(float_model, layers), _check_scan(part, bits, make)
     split = subject(float_model, data, samples)
@@ -150,7 +156,7 @@ def bit_sensitivity(
             raise
         warnings.warn(
             f"sensitivity: interrupted after {len(scan.found)} of {len(cells)} evaluations",
-            stacklevel=2,
+            stacklevel=3,
         )
     effects = [scan.effects(bits, which) for which in range(3)]
     loss, correct, _ = scan.float_measures
@@ -188,7 +194,7 @@ def rank_agreement(
 
     Returns:
         Spearman's rank correlation. Its p-value is from Student's t, and rough below about ten
-        layers.
+        layers. ``records.RankAgreement``: two numbers, which have no plot.
 
     Raises:
         ValueError: If there are fewer than three layers, lengths differ, a number is not finite,
@@ -223,6 +229,7 @@ class _Scan:
         self.student = model
         self.found: dict[tuple[int, str | None], Array] = {}
         self.known = predict(model, split)[0].double()
+        clean_loss(self.known, split.labels.cpu())
         self.float_measures = self._measures(self.known)
 
     def measure(self, bits: int, layer: str | None) -> None:

@@ -11,13 +11,14 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from qatviz.analysis.moved import Moved
-from qatviz.analysis.subject import Data, Loss
+from qatviz.analysis.subject import Data, Loss, undisturbed
 from qatviz.analysis.surface import Surface
 from qatviz.records.sharpness import Sharpness
 
 SATURATE = 10.0  # the first step of the search in a box, in mean slopes (ours)
 
 
+@undisturbed()
 def box_sharpness(
     model: nn.Module | Surface,
     data: Data,
@@ -44,6 +45,7 @@ def box_sharpness(
         model: In evaluation mode; or a ``Surface`` of it, which names the space, the layers and
             what else moves. It does not change.
         data: Images: a ``Split``, ``(images, labels)`` or a loader, seen without augmentation.
+            Beside them their normalised copy is held, if it fits into 256 MiB; else one batch.
         epsilon: ε, above 0. Default: 1e-3 (the paper, beside 5e-4).
         iterations: Of L-BFGS-B, each of one pass with gradients or a few. Default: 10 (the paper).
         loss: ``(logits, labels) -> mean``. Default: cross-entropy, without weight decay.
@@ -52,7 +54,8 @@ def box_sharpness(
         progress: Whether to show a bar. Default: True.
 
     Returns:
-        The record; on Ctrl-C the largest so far, ``complete`` False.
+        The record; on Ctrl-C the largest so far, ``complete`` False. ``records.Sharpness``. Draw
+        with ``plots.sharpness_points``.
 
     Raises:
         ValueError: If the model, the data or a number is not as said, the loss is not finite, or
@@ -65,6 +68,7 @@ def box_sharpness(
     return _box(moved, epsilon, iterations, progress)
 
 
+@undisturbed()
 def worst_sharpness(
     model: nn.Module | Surface,
     data: Data,
@@ -105,7 +109,8 @@ def worst_sharpness(
         progress: See ``box_sharpness``.
 
     Returns:
-        The record; on Ctrl-C the largest so far, ``complete`` False.
+        The record; on Ctrl-C the largest so far, ``complete`` False. ``records.Sharpness``. Draw
+        with ``plots.sharpness_points``.
 
     Raises:
         ValueError: As ``box_sharpness``.
@@ -121,6 +126,7 @@ def worst_sharpness(
     return _worst(moved, radius, steps, adaptive, eta, progress)
 
 
+@undisturbed()
 def average_sharpness(
     model: nn.Module | Surface,
     data: Data,
@@ -155,6 +161,7 @@ def average_sharpness(
 
     Returns:
         The record, with the rise of every pair; on Ctrl-C of those so far, ``complete`` False.
+        ``records.Sharpness``. Draw with ``plots.sharpness_points``.
 
     Raises:
         ValueError: As ``box_sharpness``.
@@ -170,6 +177,7 @@ def average_sharpness(
     return _average(moved, radius, draws, adaptive, seed, progress)
 
 
+@undisturbed()
 def sharpness_measures(
     model: nn.Module | Surface,
     data: Data,
@@ -198,7 +206,8 @@ def sharpness_measures(
 
     Returns:
         Records by name: "box 0.001", "box 0.0005", "step", "ball", "adaptive step", "adaptive
-        ball", "noise", "adaptive noise". On Ctrl-C those so far.
+        ball", "noise", "adaptive noise". On Ctrl-C those so far. Each a ``records.Sharpness``. Draw
+        with ``plots.sharpness_panels``.
 
     Raises:
         ValueError: As ``box_sharpness``.
@@ -220,7 +229,14 @@ def sharpness_measures(
     }
     found: dict[str, Sharpness] = {}
     for name, measure in measures.items():
-        found[name] = measure()
+        try:
+            found[name] = measure()
+        except KeyboardInterrupt:  # before its own loop: nothing of this one can be kept
+            if not found:
+                raise
+            done = f"{len(found)} of {len(measures)} measures are done"
+            warnings.warn(f"{name}: interrupted; {done}", stacklevel=3)
+            break
         if not found[name].complete:
             break
     return found
@@ -374,7 +390,7 @@ class _Bar:
 
     def tell_interrupted(self) -> None:
         said = f"{self.what}: interrupted after {self.done} of {self.total}"
-        warnings.warn(said, stacklevel=4)
+        warnings.warn(said, stacklevel=5)
 
 
 def _check(**numbers: float) -> None:

@@ -13,13 +13,15 @@ from numpy import ndarray as Array
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from qatviz.analysis.subject import Data, device_of, subject
+from qatviz.analysis.subject import Data, subject, undisturbed
+from qatviz.calibration import as_taken
 from qatviz.quantize import quantizable_layers
 from qatviz.records import Similarity
 
 FEWEST = 4  # images of which HSIC has an unbiased estimate
 
 
+@undisturbed()
 @torch.no_grad()
 def linear_cka(
     a: nn.Module,
@@ -53,8 +55,8 @@ def linear_cka(
     Args:
         a: In evaluation mode, calibrated. It does not change.
         b: The same; another network, or the same one.
-        data: A ``Split``, ``(images, labels)`` or a loader. Images that fill no batch are left
-            out.
+        data: A ``Split``, ``(images, labels)``, images as the model takes them, or a loader of
+            these. Images that fill no batch are left out.
         layers: Patterns of names of modules in either network, such as ``("relu*", "layer?.0")``.
             Where one runs more than once, its last output counts. Default: None: all
             convolutions and linear layers.
@@ -66,13 +68,14 @@ def linear_cka(
         progress: Whether to show a bar. Default: True.
 
     Returns:
-        CKA of every pair of layers, with standard errors by the jackknife over batches; cosines
-        and distances of those that match, with standard errors over images.
+        CKA of every pair of layers, with standard errors by the jackknife over batches; cosines and
+        distances of those that match, with standard errors over images. ``records.Similarity``.
+        Draw with ``plots.similarity_map`` or ``plots.similarity_lines``.
 
     Raises:
         ValueError: As ``subject``, for either network; or if there are fewer than 4 images or
             images in a batch, a pattern matches no module, no layer was reached, or an output
-            is no tensor with a row per image.
+            is not finite or no tensor with a row per image.
 
     Source: Kornblith et al. 2019, arXiv 1905.00414; the estimate from batches: Nguyen et al. 2020,
     arXiv 2010.15327, section 3.
@@ -94,7 +97,7 @@ def linear_cka(
         if not seen.count:
             raise
         warnings.warn(
-            f"CKA: interrupted after {seen.count} of {used // size} batches", stacklevel=2
+            f"CKA: interrupted after {seen.count} of {used // size} batches", stacklevel=4
         )
     return seen.record(labels, size, complete=seen.count * size == used)
 
@@ -181,9 +184,9 @@ class _Pair:
                 self.matched[name] = _sums(kept[name], features)
 
         with watching(of_a, see_a):
-            a(images.to(device_of(a)))
+            a(as_taken(a, images))
         with watching(of_b, see_b):
-            b(images.to(device_of(b)))
+            b(as_taken(b, images))
         if not self.rows or not self.columns:
             raise ValueError("linear_cka: none of the layers was reached by the forward pass")
 
@@ -289,6 +292,8 @@ def _features(name: str, output: Any, images: int, pool: bool) -> Tensor:
             f"linear_cka: {name!r} returns {shape}; allowed: a tensor with a row for each of "
             f"{images} images"
         )
+    if not output.isfinite().all():
+        raise ValueError(f"linear_cka: {name!r} returns numbers that are not finite")
     if pool and output.ndim > 2:
         output = output.flatten(2).mean(2)
     wide = torch.promote_types(output.dtype, torch.float32)

@@ -43,9 +43,9 @@ def step_gradient(
         points: Values, evenly spaced. Default: 1001 (ours).
 
     Returns:
-        ∂v̂/∂s of each value, without the gradient scale, from autograd; and that of PACT,
-        which is a step's gradient Q_P where v is clipped and zero elsewhere (arXiv 1805.06085,
-        equation 3, for its bound α = s·Q_P).
+        ∂v̂/∂s of each value, without the gradient scale, from autograd; and that of PACT, which is
+        a step's gradient Q_P where v is clipped and zero elsewhere (arXiv 1805.06085, equation 3,
+        for its bound α = s·Q_P). ``records.StepGradient``. Draw with ``plots.step_gradient``.
     """
     ratio = torch.linspace(low, high, points)
     # One step per value, all equal to 1, so that each value's gradient stays its own.
@@ -71,6 +71,7 @@ def step_ratios(student: nn.Module, batches: Iterable[Batch]) -> StepRatios:
 
     Returns:
         R for each quantizer, with the gradient scale and (divided by it) without.
+        ``records.StepRatios``. Draw with ``plots.step_ratios``.
 
     Raises:
         ValueError: If a quantizer is not calibrated, or there is no batch.
@@ -144,7 +145,8 @@ def step_errors(
         p: Exponent of the error. Default: 2.4, as in ``lp_range``.
 
     Returns:
-        Ratio of the steps and of the errors, for each quantizer.
+        Ratio of the steps and of the errors, for each quantizer. ``records.StepErrors``. Draw with
+        ``plots.step_errors``.
 
     Raises:
         ValueError: If a quantizer is not calibrated.

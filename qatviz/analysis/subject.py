@@ -1,10 +1,14 @@
 """What every analysis of a network checks first: the model, and the images to look at it with."""
 
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from qatviz.datasets import Dataset, Split
 from qatviz.evaluation import check_fit
@@ -14,14 +18,37 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Data = Any
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put all global generators of random numbers back afterwards, however the context ends.
+
+    Those of torch (on the CPU and on CUDA devices), of NumPy and of Python: a network may draw in
+    evaluation mode, a loader or a loss too. Also a decorator: ``@undisturbed()``.
+
+    Yields:
+        Nothing.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
+
+
+@undisturbed()
 def subject(model: nn.Module, data: Data, samples: int | None = None) -> Split:
     """Refuse a model or images that no number could be trusted on; else the images, fixed.
 
     Args:
         model: A classifier in evaluation mode, float or quantized and calibrated.
-        data: A ``Split``; or ``(images, labels)``, images as the model takes them; or a loader
-            of such batches, which is read once, so that every pass sees the same images; of a
-            ``Dataset`` the training images (which is what an analysis in a study is given).
+        data: A ``Split``; or ``(images, labels)``, images as the model takes them: normalised;
+            or a loader of such batches, which is read once, so that every pass sees the same
+            images; of a ``Dataset`` the training images (which is what an analysis in a study is
+            given).
         samples: How many images, the first. Default: None: all.
 
     Returns:
@@ -65,6 +92,35 @@ def check_evaluating(model: nn.Module) -> None:
             )
 
 
+def clean_loss(logits: Tensor, labels: Tensor, loss: Loss = cross_entropy) -> float:
+    """The loss of undisturbed answers, refused where it means nothing.
+
+    Args:
+        logits: One row per image.
+        labels: Class numbers.
+        loss: ``(logits, labels) -> mean``. Default: cross-entropy.
+
+    Returns:
+        A finite number.
+
+    Raises:
+        ValueError: If a logit or the loss is not finite, or the loss is not one number.
+    """
+    if not (fine := logits.isfinite().flatten(1).all(1)).all():
+        raise ValueError(
+            f"the logits of the model are not finite for {int((~fine).sum())} of {len(fine)} "
+            f"images, first for image {int((~fine).nonzero()[0])}"
+        )
+    value = loss(logits, labels)
+    if value.numel() != 1:
+        raise ValueError(
+            f"loss must return one number, the mean over the images, got {list(value.shape)}"
+        )
+    if not value.isfinite():
+        raise ValueError(f"the loss of the model on these images is {value.item()}: not finite")
+    return value.item()
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a model lives.
 
@@ -84,19 +140,24 @@ def _as_split(data: Data, samples: int | None) -> Split:
         if not len(data[0]):
             raise ValueError("there are no images: the tensors are empty")
         return Split(*data)
-    if not isinstance(data, Iterable):
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise ValueError(
-            f"data must be a Split, a Dataset, (images, labels) or a loader, got "
+            f"data must be a Split, a Dataset or a loader, or give (images, labels); got "
             f"{type(data).__name__}"
         )
+    return _read(data, samples)
+
+
+def _read(loader: Iterable, samples: int | None) -> Split:
     images, labels, count = [], [], 0
-    with torch.random.fork_rng():  # a loader draws its order from the global generator
-        for batch in data:
-            images.append(batch[0])
-            labels.append(batch[1])
-            count += len(batch[1])
-            if samples is not None and count >= samples:
-                break
+    for batch in loader:
+        if isinstance(batch, Tensor):
+            raise ValueError("a loader must give (images, labels), this one gives a tensor")
+        images.append(batch[0])
+        labels.append(batch[1])
+        count += len(batch[1])
+        if samples is not None and count >= samples:
+            break
     if not count:
         raise ValueError("there are no images: the loader is empty")
     return Split(torch.cat(images).cpu(), torch.cat(labels).cpu())

@@ -57,13 +57,15 @@ class Surface:
         names: Names of the parameters, in the order of the vector.
         shapes: Their shapes.
         size: Length of the vector.
-        point: The vector as the model has it.
+        point: The vector as the model has it. Analyses look where the copy stands (``here``),
+            which is the same until ``assign``.
         activation_quantizers: Whether there are any, and on.
         batchnorm: As given.
 
     Raises:
         ValueError: If a word is not one of those above, the model is in training mode or not
-            calibrated, or nothing is left to move.
+            calibrated, nothing is left to move, or the space is "latent" and no gradient passes
+            through the quantizer of a weight that moves (AdaRound): there is no surrogate.
     """
 
     def __init__(
@@ -101,9 +103,10 @@ class Surface:
         self.names, self.parameters = tuple(moving), tuple(moving.values())
         for parameter in self.parameters:
             parameter.requires_grad_()
+        _check_passes(self.model)
         self.shapes = tuple(tuple(p.shape) for p in self.parameters)
         self.size = sum(p.numel() for p in self.parameters)
-        self.point = self.flatten(p.detach() for p in self.parameters)
+        self.point = self.here()
 
     def flatten(self, tensors: Iterable[Tensor]) -> Float[Tensor, "size"]:
         """One vector from tensors in the order and shapes of the parameters.
@@ -138,6 +141,14 @@ class Surface:
         """
         torch._foreach_copy_(list(self.parameters), list(self.split(vector).values()))
 
+    def here(self) -> Float[Tensor, "size"]:
+        """Where the copy stands.
+
+        Returns:
+            A new vector: ``point``, or what was assigned last.
+        """
+        return self.flatten(p.detach() for p in self.parameters)
+
     def filter_norms(self, vector: Float[Tensor, "size"] | None = None) -> Float[Tensor, "size"]:
         """For every number the L2 norm of the filter that it belongs to.
 
@@ -145,7 +156,7 @@ class Surface:
         of one axis counts as one.
 
         Args:
-            vector: Where. Default: None: at ``point``.
+            vector: Where. Default: None: where the copy stands.
 
         Returns:
             A vector, constant over each filter.
@@ -155,7 +166,7 @@ class Surface:
             .norm(dim=1)
             .view([-1, *[1] * (p.ndim - 1)] if p.ndim else [])
             .expand(p.shape)
-            for p in self.split(self.point if vector is None else vector).values()
+            for p in self.split(self.here() if vector is None else vector).values()
         ]
         return self.flatten(norms)
 
@@ -190,6 +201,25 @@ def _settle(model: nn.Module, space: str, activation_quantizers: bool) -> None:
             if space == "dequantized":
                 layer.weight.data = layer.quantized_weight().clone()
             layer.weight_quantizer = nn.Identity().eval()
+
+
+@torch.enable_grad()
+def _check_passes(model: nn.Module) -> None:
+    """Refuse weights that move, but whose quantizer has no derivative anywhere."""
+    for name, layer in quantized_layers(model).items():
+        quantizer = getattr(layer, "weight_quantizer", None)
+        if not isinstance(quantizer, Quantizer) or not layer.weight.requires_grad:
+            continue
+        found = layer.quantized_weight().sum()
+        if found.requires_grad:
+            (slope,) = torch.autograd.grad(found, layer.weight, materialize_grads=True)
+            if slope.any():
+                continue
+        raise ValueError(
+            f"no gradient passes through the {type(quantizer).__name__} of the weight of layer "
+            f"{name!r}, so that latent weights have no curvature; take the space 'dequantized', "
+            f"or layers without this one"
+        )
 
 
 def _moving(

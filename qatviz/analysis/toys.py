@@ -72,7 +72,7 @@ def train_weight(
         decay: Weight decay λ: λ·w is added to the gradient. Default: 0 (ours).
 
     Returns:
-        The path of the weight.
+        The path of the weight. ``records.OneWeight``. Draw with ``plots.one_weight``.
 
     Raises:
         ValueError: If the surrogate is unknown, there is no target, fewer than one update, or
@@ -116,7 +116,8 @@ def staircase_loss(
         points: Weights, evenly spaced, ≥ 2. Default: 1000: no point lies on a threshold (ours).
 
     Returns:
-        Losses and gradients.
+        Losses and gradients. ``records.StaircaseLoss``. Draw with ``plots.staircase_loss`` or
+        ``plots.loss_gradients``.
 
     Raises:
         ValueError: If there is no noise, or the range or the number of points is empty.

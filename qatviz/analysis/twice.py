@@ -1,5 +1,6 @@
 """Layers that differentiate twice in few passes over memory: the same numbers, sooner."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ def hasten(model: nn.Module) -> None:
     not move; that of a quantizer differentiates a clip that is flat. Replaced are convolutions
     with zero padding; BatchNorm in evaluation mode, where its factors ask for no gradient; and
     quantizers of activations that are piecewise linear and ask for no gradient. Everything else
-    stays as it is, subclasses and what has hooks among it. Outputs, and both derivatives, are
-    the same but for rounding.
+    stays as it is, subclasses and what has hooks among it. A layer that is replaced keeps its
+    parameters, buffers and attributes, and is still one of its class. Outputs, and both
+    derivatives, are the same but for rounding.
 
     Args:
         model: The copy.
@@ -33,13 +35,14 @@ def hasten(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, nn.Conv2d) and _plain(module):
             module.__class__ = _QuantConv2d if isinstance(module, QuantConv2d) else _Conv2d
-        for name, child in module.named_children():
-            if any(p.requires_grad for p in child.parameters()) or _hooked(child):
+        for child in module.children():
+            hastened = isinstance(child, _Affine | _Sloped)  # it is a child of two
+            if hastened or any(p.requires_grad for p in child.parameters()) or _hooked(child):
                 continue
             if type(child) in NORMS and not child.training and child.running_var is not None:
-                setattr(module, name, _Affine(child))
+                _settle(child)
             elif isinstance(child, Quantizer) and child.batched and piecewise_linear(child):
-                setattr(module, name, _Sloped(child))
+                child.__class__ = _mixed(_Sloped, type(child))
 
 
 def piecewise_linear(quantizer: Quantizer) -> bool:
@@ -159,42 +162,45 @@ def _backward(
     )[:2]
 
 
+def _mixed(before: type, cls: type) -> type:
+    """A class like another, with ``forward`` of a first one."""
+    return type(before.__name__, (before, cls), {})
+
+
+def _settle(norm: nn.Module) -> None:
+    """Let BatchNorm multiply and add in one step, in place."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    shift = shift if norm.bias is None else shift + norm.bias.detach()
+    norm.register_buffer("settled_scale", scale)
+    norm.register_buffer("settled_shift", shift)
+    norm.__class__ = _mixed(_Affine, type(norm))
+
+
 class _Affine(nn.Module):
     """BatchNorm that does not move: x·a + b in each channel."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        scale = (norm.running_var + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight.detach()
-        shift = -norm.running_mean * scale
-        shift = shift if norm.bias is None else shift + norm.bias.detach()
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
 
     @override
     def forward(self, x: Float[Tensor, "batch channels *rest"]) -> Tensor:
         shape = (1, -1, *[1] * (x.ndim - 2))
-        return torch.addcmul(self.shift.view(shape), x, self.scale.view(shape))
+        return torch.addcmul(self.settled_shift.view(shape), x, self.settled_scale.view(shape))
 
 
 class _Sloped(nn.Module):
     """A quantizer as its value and its slope, which does not move: zero or constant."""
 
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-
     @override
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return self.quantizer(x)
-        return _Step.apply(x, self.quantizer)
+            return super().forward(x)
+        return _Step.apply(x, super().forward)
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
     @override
-    def forward(ctx: Any, x: Tensor, quantizer: Quantizer) -> Tensor:
+    def forward(ctx: Any, x: Tensor, quantizer: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.enable_grad():
             inner = x.detach().requires_grad_()
             value = quantizer(inner)

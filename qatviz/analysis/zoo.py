@@ -394,7 +394,8 @@ def zoo_curves(
         points: Inputs, evenly spaced. Default: 1001 (ours).
 
     Returns:
-        A record per quantizer that has such a grid.
+        A record per quantizer that has such a grid. ``records.ZooCurve``. Draw with
+        ``plots.zoo_curves``.
 
     Raises:
         ValueError: If the sample is empty, not finite or all zero, or a name is unknown.
@@ -427,6 +428,7 @@ def zoo_curve(
 
     Returns:
         Its curve, and where training computes something else, the band that it fills.
+        ``records.ZooCurve``. Draw with ``plots.zoo_curve`` or ``plots.zoo_curves``.
     """
     sample, _ = check_tensor(sample, "zoo_curve")
     quantizer = calibrated_on(name, sample, bits, signed, delta)

@@ -58,7 +58,8 @@ class Reliability:
 
         Too high for few images, because chance moves every bin off the diagonal.
         """
-        return float((self.counts * np.abs(np.nan_to_num(self.gaps))).sum() / self.samples)
+        full = self.counts > 0
+        return float((self.counts * np.abs(self.gaps))[full].sum() / self.samples)
 
     @property
     def mce(self) -> float:

@@ -14,11 +14,11 @@ def mean_of_draws(values: Float[Array, "*cells draws"]) -> Float[Array, "*cells"
         values: NaN where a draw was not made.
 
     Returns:
-        NaN where there was none.
+        NaN where there was none; infinite where a draw is.
     """
-    made = np.isfinite(values)
+    made = ~np.isnan(values)
     count = made.sum(-1)
-    return np.where(count > 0, _total(values) / np.maximum(count, 1), np.nan)
+    return np.where(count > 0, np.nansum(values, -1) / np.maximum(count, 1), np.nan)
 
 
 def error_of_draws(values: Float[Array, "*cells draws"]) -> Float[Array, "*cells"] | float:
@@ -28,16 +28,14 @@ def error_of_draws(values: Float[Array, "*cells draws"]) -> Float[Array, "*cells
         values: NaN where a draw was not made.
 
     Returns:
-        NaN where there were fewer than two.
+        NaN where there were fewer than two, or one is infinite.
     """
-    count = np.isfinite(values).sum(-1)
-    centred = values - np.asarray(mean_of_draws(values))[..., None]
-    variance = _total(centred**2) / np.maximum(count - 1, 1)
-    return np.where(count > 1, np.sqrt(variance / np.maximum(count, 1)), np.nan)
-
-
-def _total(values: Array) -> Array | float:
-    return np.where(np.isfinite(values), values, 0).sum(-1)
+    count = (~np.isnan(values)).sum(-1)
+    mean = np.asarray(mean_of_draws(values))
+    centred = values - np.where(np.isfinite(mean), mean, np.nan)[..., None]
+    variance = np.nansum(centred**2, -1) / np.maximum(count - 1, 1)
+    known = (count > 1) & np.isfinite(mean)
+    return np.where(known, np.sqrt(variance / np.maximum(count, 1)), np.nan)
 
 
 class _Measured:
@@ -56,7 +54,9 @@ class _Measured:
 class InputNoise(_Measured):
     """Predictions under Gaussian noise on the images.
 
-    NaN stands for draws that were not made.
+    NaN stands for draws that were not made. Where noise makes logits that are not finite, an
+    image counts as wrong and as changed, its ``variance`` is NaN, and loss and divergence of the
+    draw are infinite; likewise in the other records here.
 
     Args:
         label: Name of the network.
@@ -93,8 +93,11 @@ class InputNoise(_Measured):
 
     @property
     def relative_variance(self) -> Float[Array, "sigmas images"]:
-        """The variance of each image in units of the variance of clean logits."""
-        return self.variance / self.clean_variance
+        """The variance of each image in units of the variance of clean logits.
+
+        NaN where these have none: of a single image, or of a constant network.
+        """
+        return self.variance / (self.clean_variance or np.nan)
 
     @property
     def mean_relative_variance(self) -> Float[Array, "sigmas"]:

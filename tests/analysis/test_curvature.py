@@ -1,6 +1,9 @@
 import copy
+import signal
 import sys
 import warnings
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyhessian
@@ -10,9 +13,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from qatviz.analysis import curvature
+from qatviz.analysis import curvature, krylov
 from qatviz.analysis.curvature import eigenvalues, spectral_density, trace
 from qatviz.analysis.surface import Surface
+from qatviz.calibration import calibrate
+from qatviz.quantize import quantize
+from qatviz.quantizers import DoReFa
 from tests.analysis.common import unchanged
 from tests.analysis.hessians import (
     WEIGHTS,
@@ -23,6 +29,9 @@ from tests.analysis.hessians import (
     sorted_eigenvalues,
     split,
 )
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from house import PeakMemory
 
 DATA = split()
 QUIET = {"progress": False}
@@ -134,7 +143,24 @@ def test_a_loss_without_curvature():
     assert (flat.value, flat.standard_error) == (0, 0)
 
 
-def test_repeated_eigenvalues_are_found_once():
+@pytest.mark.parametrize("k", [4, 12])
+def test_copies_of_eigenvalues_in_float32_are_orthogonal_and_have_their_residuals(k):
+    x = DATA.images.flatten(1).double()
+    matrix = (2 * x.T @ x / 30).numpy()
+    found = eigenvalues(linear(), DATA, k, loss=squared, **QUIET)
+    vectors = found.vectors.astype(float)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(k), atol=1e-4)
+    products = (vectors.reshape(k, 5, 36) @ matrix).reshape(k, -1)
+    true = np.linalg.norm(products - found.values[:, None] * vectors, axis=1)
+    np.testing.assert_array_less(true, found.errors + 2e-6 * found.largest)
+    # How many copies there are is not said; no eigenvalue comes more often than it occurs.
+    expected = sorted_eigenvalues(matrix, "largest")
+    nearest = np.abs(found.values[:, None] - expected).argmin(1)
+    assert np.bincount(nearest).max() <= 5
+    assert set(nearest) >= {0, 1}
+
+
+def test_copies_of_eigenvalues_are_late_in_float64():
     # Five outputs, each with the same matrix 2·XᵀX/N.
     x = DATA.images.flatten(1).double()
     expected = sorted_eigenvalues((2 * x.T @ x / 30).numpy(), "largest")
@@ -159,9 +185,9 @@ def test_the_setting_says_where():
 
 def test_where_a_surface_was_moved_to():
     surface = Surface(network().double())
+    scale = 2 * surface.filter_norms().numpy()
     surface.assign(2 * surface.point)
     found = eigenvalues(surface, DATA, 2, relative=True, **QUIET)
-    scale = 2 * surface.filter_norms().numpy()
     expected = sorted_eigenvalues(scale[:, None] * hessian_of(surface, DATA) * scale, "magnitude")
     np.testing.assert_allclose(found.values, expected[:2], rtol=1e-5)
     assert found.setting.squared_norm == pytest.approx(4 * float(surface.point @ surface.point))
@@ -436,7 +462,7 @@ def interrupted_after(products, name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_ctrl_c_before_anything_is_found_goes_through(name):
-    before = {"density": 4, "hutch++": 8}.get(name, 0)
+    before = {"density": 4}.get(name, 0)
     with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
         interrupted_after(before, name)
 
@@ -469,6 +495,80 @@ def test_ctrl_c_keeps_the_draws_of_a_trace(name, products, draws):
     np.testing.assert_allclose(found.draws, whole.draws[:draws], rtol=1e-3, atol=1e-5)
     assert not found.complete
     assert whole.complete
+
+
+@pytest.mark.parametrize(("products", "draws"), [(1, 1), (3, 3), (5, 4), (8, 4)])
+def test_ctrl_c_early_in_hutch_plus_plus_keeps_what_hutchinson_would_have(products, draws):
+    words = f"interrupted: {draws} of 4 draws are done, by hutchinson"
+    with pytest.warns(UserWarning, match=words):
+        found = interrupted_after(products, "hutch++")
+    whole = trace(quantized("lsq"), DATA, products=12, batch=13, **QUIET)
+    np.testing.assert_allclose(found.draws, whole.draws[:draws], rtol=1e-3, atol=1e-5)
+    assert (found.method, found.exact, found.complete) == ("hutchinson", 0, False)
+    assert tuple(found.layers) == WEIGHTS
+
+
+def test_ctrl_c_during_a_restart_keeps_the_eigenvalues(monkeypatch):
+    monkeypatch.setattr(curvature, "BASIS", 14 * 215 * 8)
+    restart, restarts = krylov.Krylov._replace, []
+
+    def interrupted(self, *arguments):
+        restarts.append(None)
+        if len(restarts) == 3:
+            signal.raise_signal(signal.SIGINT)
+        restart(self, *arguments)
+
+    monkeypatch.setattr(krylov.Krylov, "_replace", interrupted)
+    surface = Surface(network().double())
+    with pytest.warns(UserWarning, match="interrupted: . of 4 eigenvalues"):
+        found = eigenvalues(surface, DATA, 4, which="smallest", tolerance=1e-9, **QUIET)
+    assert len(restarts) == 3
+    matrix = hessian_of(surface, DATA)
+    true = np.linalg.norm(found.vectors @ matrix - found.values[:, None] * found.vectors, axis=1)
+    np.testing.assert_allclose(found.errors, true, rtol=1e-4, atol=1e-10)
+    assert not found.complete
+
+
+def test_hutch_plus_plus_holds_the_vectors_that_it_announces(capsys):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2000)).eval()
+    block = 41 * 36 * 2000 * 4
+    data = (DATA.images[:2], DATA.labels[:2])
+    with PeakMemory() as few:
+        trace(model, data, method="hutch++", products=3)
+    with PeakMemory() as many:
+        trace(model, data, method="hutch++", products=123)
+    assert 2 * block < many.peak < 2 * block + few.peak < 2.5 * block
+    assert "at most 82 vectors" in capsys.readouterr().err
+
+
+class Draws(nn.Module):
+    """A network that draws in evaluation mode, where that has no curvature."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        return self.net(x) + torch.randn(1).item()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_network_that_draws_does_not_move_the_generator(name):
+    function, arguments = CALLS[name]
+    model = Draws().eval()
+    with unchanged(model):
+        function(model, DATA, **arguments, **NOTHING_KEPT)
+
+
+@pytest.mark.parametrize("batch", [5, 13, 30])
+@pytest.mark.parametrize("backend", ["qatviz", "pyhessian"])
+def test_a_grid_of_the_batch_is_one_of_all_images(batch, backend):
+    model = quantize(network(nn.Tanh), None, partial(DoReFa, 3)).double().eval()
+    calibrate(model, [DATA.images.double()])
+    surface = Surface(model)
+    found = eigenvalues(surface, DATA, 1, batch=batch, backend=backend, **QUIET)
+    wanted = sorted_eigenvalues(hessian_of(surface, DATA), "magnitude")[0]
+    assert found.values[0] == pytest.approx(wanted, rel=2e-3)
 
 
 def test_ctrl_c_keeps_the_draws_of_a_density():
@@ -589,6 +689,47 @@ def test_pyhessian_agrees_and_its_products_are_counted(theirs, kind, batch):
     assert density.products == len(theirs) == 24
     np.testing.assert_allclose(density.weights.sum(1), 1, rtol=1e-4)
     assert density.nodes.max() == pytest.approx(ours.values[0], rel=1e-3)
+
+
+PYHESSIAN = [
+    (eigenvalues, {"k": 5}, "values"),
+    (trace, {"products": 50}, "draws"),
+    (spectral_density, {"draws": 3, "steps": 10}, "nodes"),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "name"), PYHESSIAN)
+def test_ctrl_c_keeps_what_pyhessian_has_found(function, arguments, name):
+    settings = {"backend": "pyhessian", "batch": 13, **QUIET}
+    counting = Failing(None, 0)
+    whole = function(network(), DATA, loss=counting, **arguments, **settings)
+    model, loss = network(), Failing(KeyboardInterrupt(), int(0.8 * counting.calls))
+    with unchanged(model), pytest.warns(UserWarning, match="interrupted: "):
+        found = function(model, DATA, loss=loss, **arguments, **settings)
+    few, all_of_them = getattr(found, name), getattr(whole, name)
+    assert 0 < len(few) < len(all_of_them)
+    np.testing.assert_array_equal(few, all_of_them[: len(few)])
+    assert not found.complete
+    assert whole.complete
+    with pytest.raises(KeyboardInterrupt):
+        function(network(), DATA, loss=Failing(KeyboardInterrupt(), 6), **arguments, **settings)
+
+
+def test_ctrl_c_while_residuals_of_pyhessian_are_measured(monkeypatch):
+    product, count = curvature._Run.product, []
+
+    def failing(self, vector):
+        count.append(None)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return product(self, vector)
+
+    monkeypatch.setattr(curvature._Run, "product", failing)
+    with pytest.warns(UserWarning, match="interrupted: "):
+        found = eigenvalues(network(), DATA, 3, backend="pyhessian", **QUIET)
+    assert np.isfinite(found.values).all()
+    assert np.isnan(found.residuals).tolist() == [False, True, True]
+    assert not found.complete
 
 
 @pytest.mark.parametrize(

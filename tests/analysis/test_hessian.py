@@ -11,13 +11,13 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from qatviz.analysis.hessian import Hessian
+from qatviz.analysis.hessian import Hessian, joins_images
 from qatviz.analysis.surface import Surface
 from qatviz.calibration import calibrate
 from qatviz.datasets import Split
 from qatviz.models import small_resnet
 from qatviz.quantize import quantize
-from qatviz.quantizers import EWGS, LSQ, Quantizer
+from qatviz.quantizers import EWGS, LSQ, NIPQ, DoReFa, Quantizer
 from tests.analysis.common import unchanged
 from tests.analysis.hessians import WEIGHTS, dense, hessian_of, network, quantized, split
 
@@ -278,6 +278,27 @@ def test_memory_does_not_grow_with_the_images(graphs):
     few, many = (peak(n, batch=30, memory=room) for n in (60, 300))
     assert many < 1.05 * few
     assert peak(300, batch=30, memory=1 << 30) > 2 * many
+
+
+@pytest.mark.parametrize("batch", [5, 13, 30])
+def test_a_grid_of_the_batch_is_one_of_all_images(batch):
+    model = quantize(network(nn.Tanh), None, partial(DoReFa, 3)).double().eval()
+    calibrate(model, [DATA.images.double()])
+    surface = Surface(model)
+    hessian = Hessian(surface, DATA, batch=batch)
+    assert hessian.batch == 30
+    check_products(hessian, hessian_of(surface, DATA))
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "joined"),
+    [(DoReFa, True), (partial(DoReFa, signed=False), False), (LSQ, False), (NIPQ, False)],
+)
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_whose_grid_is_that_of_the_batch(quantizer, bits, joined):
+    model = quantize(network(nn.Tanh), partial(DoReFa, 3), partial(quantizer, bits)).eval()
+    calibrate(model, [DATA.images])
+    assert joins_images(model) == joined
 
 
 # --- symmetry -------------------------------------------------------------------------------

@@ -1,3 +1,6 @@
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +163,47 @@ def test_an_interrupted_restart_leaves_nothing_to_trust(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         k.restart(3, "magnitude")
     assert k.steps == 0
+
+
+@pytest.mark.parametrize("which", ["magnitude", "smallest"])
+def test_residuals_hold_right_after_a_restart(which):
+    matrix = symmetric(SPREAD)
+    k = advance(krylov(matrix, 12), 12)
+    before = k.ritz(5, which)
+    k.restart(5, which)
+    found = k.ritz(5, which)
+    np.testing.assert_allclose(found.values, before.values, rtol=1e-12)
+    np.testing.assert_allclose(found.residuals, before.residuals, rtol=1e-8)
+    true = true_residuals(matrix, found, k.vectors(found.coefficients))
+    np.testing.assert_allclose(found.residuals, true, rtol=1e-8, atol=1e-10)
+    assert found.residuals.max() > 1e-3
+
+
+def test_ctrl_c_waits_until_a_restart_is_done(monkeypatch):
+    matrix = symmetric(SPREAD)
+    k, wanted = (advance(krylov(matrix, 12), 12) for _ in range(2))
+    wanted.restart(5, "magnitude")
+    released = torch.Tensor.split
+
+    def interrupt(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return released(*arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "split", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        k.restart(5, "magnitude")
+    assert signal.getsignal(signal.SIGINT) is handler
+    found, expected = k.ritz(5), wanted.ritz(5)
+    assert np.array_equal(found.values, expected.values)
+    assert torch.equal(k.vectors(found.coefficients), wanted.vectors(expected.coefficients))
+
+
+def test_a_restart_in_another_thread():
+    k = advance(krylov(symmetric(SPREAD), 12), 12)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(k.restart, 5, "magnitude").result()
+    assert k.steps == 5
 
 
 def test_an_interrupted_step_leaves_what_was_before():

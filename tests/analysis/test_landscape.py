@@ -1,5 +1,7 @@
+import random
 import warnings
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,12 +52,13 @@ def at(model, space, surface, vector):
 
 def test_filters_are_as_large_as_those_of_the_weights():
     surface = Surface(cnn(), include=("biases", "batchnorm"))
-    with torch.no_grad():
-        surface.point[:9] = 0  # the first filter of the first convolution
+    here = surface.point.clone()
+    here[:9] = 0  # the first filter of the first convolution
+    surface.assign(here)
     drawn = torch.Generator().manual_seed(3)
     for direction in random_directions(surface, 2, seed=3):
         parts = surface.split(direction.vector)
-        for name, weight in surface.split(surface.point).items():
+        for name, weight in surface.split(here).items():
             noise = torch.randn(weight.shape, generator=drawn, dtype=torch.float64)
             if weight.ndim == 1:
                 assert not parts[name].any()
@@ -345,6 +348,41 @@ def test_refuses_bad_directions():
         plane(surface, tanh_data(), [ones, -2 * ones], **QUIET)
     with pytest.raises(ValueError, match=r"2 direction\(s\) are needed, got 1"):
         plane(surface, tanh_data(), [ones], **QUIET)
+
+
+def test_a_surface_is_pictured_where_it_stands():
+    surface, data = Surface(tanh_net()), tanh_data()
+    surface.assign(2 * surface.point)
+    wanted = cross_entropy(surface.model(data[0]), data[1]).item()
+    picture = plane(surface, data, points=3, **QUIET)
+    for record in (line(surface, data, points=3, **QUIET), picture):
+        assert record.loss[(1,) * record.loss.ndim] == pytest.approx(wanted, rel=1e-12)
+    drawn, whole = random_directions(surface, 1), random_directions(tanh_net(), 1)
+    torch.testing.assert_close(drawn[0].vector, 2 * whole[0].vector)
+    found = between(surface, tanh_net(), data, points=3, beyond=0, **QUIET)
+    assert found.loss[0] == pytest.approx(wanted, rel=1e-12)
+
+
+class Draws(nn.Module):
+    """Draws in evaluation mode, from all three generators."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = tanh_net()
+
+    def forward(self, x):
+        noise = torch.randn(1).item() + np.random.rand() + random.random()  # noqa: NPY002
+        return self.net(x) * (1 + 0.01 * noise)
+
+
+@pytest.mark.parametrize("measure", [partial(line, points=3), partial(plane, points=3)])
+def test_a_network_that_draws_does_not_move_the_generators(measure):
+    model, data = Draws().eval(), tanh_data()
+    numpy, python = np.random.get_state()[2], random.getstate()  # noqa: NPY002
+    with unchanged(model):
+        measure(model, data, **QUIET)
+    assert numpy == np.random.get_state()[2]  # noqa: NPY002
+    assert python == random.getstate()
 
 
 def test_a_direction_is_shown_with_its_own_words():

@@ -1,4 +1,6 @@
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qatviz import quantizers
+from qatviz.analysis import moved as room
 from qatviz.analysis.moved import Moved
 from qatviz.analysis.surface import Surface
 from qatviz.calibration import calibrate
@@ -22,6 +25,9 @@ from tests.analysis.wide import (
     tanh_data,
     tanh_net,
 )
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from house import PeakMemory
 
 
 def moved_by_hand(model, space, surface, vector):
@@ -47,11 +53,11 @@ def test_a_point_is_what_a_plain_evaluation_says(space, batch):
     assert moved.passes == 2
 
 
-@pytest.mark.parametrize("name", ["LSQ", "LSQPlus", "DoReFa", "EWGS", "NIPQ", "AdaRound", "Affine"])
+@pytest.mark.parametrize("name", ["LSQ", "LSQPlus", "DoReFa", "EWGS", "NIPQ", "Affine"])
 def test_weights_of_any_quantizer_are_rounded_again_in_any_layout(name):
-    data, channels = cnn_data(), {"axis": 0} if name in ("AdaRound", "Affine") else {}
+    data, channels = cnn_data(), {"axis": 0} if name == "Affine" else {}
     weights = partial(getattr(quantizers, name), 3, signed=True, **channels)
-    inputs = "LSQ" if name in ("AdaRound", "DoReFa") else name
+    inputs = "LSQ" if name == "DoReFa" else name
     inputs = partial(getattr(quantizers, inputs), 4)
     student = quantize(cnn(), weights, inputs).double().eval()
     calibrate(student, [data[0]])
@@ -134,6 +140,62 @@ def test_a_network_in_float64_takes_images_in_float32():
             moved, wanted = (Moved(m, data, **options) for m in (plain, wide))
             assert moved(moved.surface.point) == wanted(wanted.surface.point)
         moved.gradient(moved.surface.point)
+
+
+@pytest.mark.parametrize("batch", [5, 13, 23, None])
+def test_a_grid_of_the_batch_is_one_of_all_images(batch):
+    student = quantize(tanh_net(), None, partial(quantizers.DoReFa, 3)).eval()
+    images, labels = tanh_data()
+    images[:-1] *= 0.1  # the last one makes the grid
+    calibrate(student, [images])
+    wanted = cross_entropy(student(images), labels).item()
+    assert not torch.equal(student(images[:5]), student(images)[:5])
+    moved = Moved(student, (images, labels), batch=batch)
+    assert moved(moved.surface.point)[0] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_surface_is_looked_at_where_it_stands():
+    surface, data = Surface(tanh_net()), tanh_data()
+    point = surface.point.clone()
+    surface.assign(2 * point)
+    moved = Moved(surface, data)
+    wanted = plainly(moved_by_hand(tanh_net(), "float", surface, 2 * point), *data)
+    assert torch.equal(moved.surface.point, 2 * point)
+    assert moved.here() == moved(moved.surface.point) == pytest.approx(wanted, rel=1e-12)
+    assert torch.equal(surface.point, point)
+
+
+def bytes_of_passes(count):
+    split = Split(torch.zeros(count, 1, 2, 3, dtype=torch.uint8), torch.arange(count) % 3)
+    with PeakMemory() as memory:
+        measure = Moved(tanh_net(), split, batch=10)
+        for _ in range(2):
+            measure(measure.surface.point)
+            measure.gradient(measure.surface.point)
+    return memory.live, memory.peak
+
+
+def test_images_are_kept_only_if_they_are_few(monkeypatch):
+    size = 2 * 3 * 8  # bytes of a normalised image of float64
+    few, _ = bytes_of_passes(20)
+    many, _ = bytes_of_passes(2000)
+    assert many - few >= 1980 * size
+    monkeypatch.setattr(room, "KEPT", 100 * size)
+    few, least = bytes_of_passes(101)
+    many, most = bytes_of_passes(2001)
+    assert many - few <= 10 * size
+    assert most - least < 1900 * size / 3  # labels, beside the images as given
+
+
+def test_passes_are_the_same_if_images_are_not_kept(monkeypatch):
+    found = []
+    for kept in (1 << 20, 0):
+        monkeypatch.setattr(room, "KEPT", kept)
+        measure = Moved(low_bit(cnn()), cnn_data(), batch=7)
+        vector = 1.1 * measure.surface.point
+        loss, gradient = measure.gradient(vector)
+        found.append((measure(vector), measure.here(), loss, gradient.tolist()))
+    assert found[0] == found[1]
 
 
 def test_an_image_of_nan_logits_is_not_classified():

@@ -89,6 +89,48 @@ def by_hand(clean, logits):
 # Noise on images
 
 
+class Breaks(nn.Module):
+    """A network whose answers are not finite where a pixel is above 3."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.inner, self.value = linear(), value
+
+    def forward(self, x):
+        logits = self.inner(x)
+        logits[(x.flatten(1).amax(1) > 3), 1] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_answers_that_noise_breaks_are_wrong_and_their_loss_is_infinite(value):
+    model = Spy(Breaks(value)).eval()
+    found = input_noise(model, DATA, sigmas=(0.01, 1.0), draws=2, **quiet)
+    clean, *noisy = model.answers
+    for index in (0, 1):
+        for draw, logits in enumerate(noisy[index::2]):
+            broken = [not all(map(math.isfinite, row)) for row in logits.tolist()]
+            right = flips = 0
+            for known, got, bad, label in zip(
+                clean.tolist(), logits.tolist(), broken, LABELS.tolist(), strict=True
+            ):
+                right += not bad and got.index(max(got)) == label
+                flips += bad or got.index(max(got)) != known.index(max(known))
+            assert any(broken) == bool(index)
+            assert found.accuracy[index, draw] == pytest.approx(right / 30)
+            assert found.flips[index, draw] == pytest.approx(flips / 30)
+    assert np.isfinite(found.loss).tolist() == [[True] * 2, [False] * 2]
+    assert np.isposinf(found.divergence[1]).all()
+    assert np.isfinite(found.mean_relative_variance).tolist() == [True, False]
+    assert found.draws == 2
+
+
+def test_a_single_image_gives_no_unit_of_variance():
+    found = input_noise(linear(), DATA, samples=1, draws=2, **quiet)
+    assert found.clean_variance == 0
+    assert np.isnan(found.mean_relative_variance).all()
+
+
 def test_input_noise_against_loops_over_what_the_model_answered():
     model = Spy(linear()).eval()
     with unchanged(model):
@@ -486,6 +528,7 @@ def test_ctrl_c_keeps_the_noise_that_was_measured():
         (student, {"kind": "flips", "space": "latent"}, "4 quantized layers in the space 'lat"),
         (linear, {"kind": "flips"}, "0 quantized layers in the space 'float'"),
         (partial(student, partial(DoReFa, bits=1)), {"kind": "flips"}, "do not say alone"),
+        (linear, {"reestimate": DATA}, "no BatchNorm that uses running statistics"),
     ],
 )
 def test_weight_noise_that_cannot_be_is_refused(make, options, words):

@@ -343,6 +343,44 @@ def test_interrupted_measures_are_the_last():
     assert not found["ball"].complete
 
 
+def test_measures_interrupted_before_a_search_keep_those_before():
+    boxes = [box_sharpness(tanh_net(), DATA, epsilon=e, **QUIET) for e in (1e-3, 5e-4)]
+    calls = sum(record.passes for record in boxes)
+    with pytest.warns(UserWarning, match="step: interrupted; 2 of 8 measures are done"):
+        found = sharpness_measures(tanh_net(), DATA, loss=Stops(calls), **QUIET)
+    assert list(found) == ["box 0.001", "box 0.0005"]
+    assert [f.value for f in found.values()] == [b.value for b in boxes]
+    with pytest.raises(KeyboardInterrupt):
+        sharpness_measures(tanh_net(), DATA, loss=Stops(0), **QUIET)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_surface_is_measured_where_it_stands(measure):
+    surface, twin = Surface(tanh_net()), tanh_net()
+    surface.assign(2 * surface.point)
+    for p in twin.parameters():
+        p.data *= 2 if p.ndim > 1 else 1
+    found, wanted = (measure(model, DATA, **QUIET) for model in (surface, twin))
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-12)
+    np.testing.assert_allclose(found.rises, wanted.rises, rtol=1e-9)
+
+
+class Draws(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = tanh_net()
+
+    def forward(self, x):
+        return self.net(x) * (1 + 0.01 * torch.randn(1).item())
+
+
+@pytest.mark.parametrize("measure", [*MEASURES, sharpness_measures])
+def test_a_network_that_draws_does_not_move_the_generator(measure):
+    model = Draws().eval()
+    with unchanged(model):
+        measure(model, DATA, **QUIET)
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_another_error_passes(measure):
     model = tanh_net()

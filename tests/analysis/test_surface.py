@@ -10,7 +10,7 @@ from qatviz.analysis.surface import Surface, as_surface
 from qatviz.calibration import calibrate
 from qatviz.layers import QuantActivation
 from qatviz.quantize import quantize, quantizers
-from qatviz.quantizers import LSQ
+from qatviz.quantizers import LSQ, AdaRound
 from tests.analysis.common import unchanged
 from tests.analysis.hessians import WEIGHTS, network, quantized, split
 
@@ -141,7 +141,9 @@ def test_a_vector_goes_in_and_out(student):
     for name, part in parts.items():
         assert torch.equal(surface.model.get_parameter(name), part)
     assert not torch.equal(surface.point, vector)  # where the model stands, not the copy
+    assert torch.equal(surface.here(), vector)
     surface.assign(surface.point)
+    assert torch.equal(surface.here(), surface.point)
     assert torch.equal(surface.model(IMAGES), student(IMAGES))
 
 
@@ -156,6 +158,17 @@ def test_filter_norms_by_hand(student):
     norms = surface.filter_norms()
     np.testing.assert_allclose(norms, expected, rtol=1e-6)
     torch.testing.assert_close(surface.filter_norms(3 * surface.point), 3 * norms)
+    surface.assign(2 * surface.point)
+    torch.testing.assert_close(surface.filter_norms(), 2 * norms)  # where it stands
+
+
+def test_latent_weights_without_a_gradient_are_refused():
+    model = quantize(network(), {"*": partial(LSQ, 3), "4": partial(AdaRound, 3)}, None).eval()
+    with pytest.raises(ValueError, match=r"no gradient .* AdaRound of the weight of layer '4'"):
+        Surface(model, "latent")
+    assert Surface(model, "latent", layers=["0", "8"]).names == ("0.weight", "8.weight")
+    assert Surface(model).names == WEIGHTS
+    assert Surface(model, "float").names == WEIGHTS
 
 
 def test_gradients_of_the_model_do_not_come_along(student):

@@ -165,6 +165,39 @@ def test_batchnorm_stays_where_it_moves_or_has_hooks():
     torch.testing.assert_close(twin(images), model(images))
 
 
+class Reader(nn.Module):
+    """Reads numbers of its layers, as code of users does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+        self.quantizer = self.again = LSQ(3, signed=True)
+        self.quantizer.batched, self.quantizer.step.data = True, torch.tensor(0.4)
+        self.head = nn.Linear(48, 5)
+        self.norm.running_mean.normal_(generator=torch.Generator().manual_seed(3))
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)) - self.norm.running_mean[:, None, None] * self.norm.eps
+        assert isinstance(self.norm, nn.BatchNorm2d)
+        assert isinstance(self.quantizer, LSQ)
+        return self.head((self.quantizer(x) + self.again(x) * self.quantizer.step).flatten(1))
+
+
+def test_what_is_replaced_keeps_its_attributes_and_class():
+    torch.manual_seed(4)
+    model, data = Reader().double().eval(), split()
+    surface = Surface(model)
+    twin = copy.deepcopy(surface.model)
+    hasten(twin)
+    assert type(twin.norm) is not nn.BatchNorm2d
+    assert type(twin.quantizer) is not LSQ
+    assert twin.again is twin.quantizer
+    images = data.images.double()
+    both = [derivatives(m, surface.names, images, data.labels) for m in (twin, surface.model)]
+    for mine, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
 def test_quantizers_stay_where_they_move_or_bend():
     def names(quantizer, include=()):
         model = quantize(nn.Sequential(nn.Conv2d(1, 2, 3)), None, quantizer).eval()

@@ -39,6 +39,10 @@ def test_errors_are_sums_over_bins():
     assert net.mce == pytest.approx(0.1)
 
 
+def test_only_empty_bins_are_left_out_of_the_error():
+    assert math.isnan(record(bin_confidence=np.array([NAN, NAN, NAN, 0.95])).ece)
+
+
 def test_intervals_are_percentiles_and_the_bias_is_the_shift():
     net = record()
     assert net.interval == pytest.approx((0.055, 0.245))

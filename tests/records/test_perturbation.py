@@ -101,6 +101,21 @@ def test_draws_that_were_not_made_do_not_count():
     np.testing.assert_allclose(error_of_draws(values), expected)
 
 
+def test_an_infinite_draw_is_not_passed_over():
+    values = np.array([[1.0, math.inf, NAN], [1.0, 3.0, NAN]])
+    np.testing.assert_allclose(mean_of_draws(values), [math.inf, 2])
+    np.testing.assert_allclose(error_of_draws(values), [NAN, 1])
+    record = weight_noise(loss=np.array([[1.0, 1.2], [2.0, math.inf], [3.0, 5.0]]))
+    np.testing.assert_allclose(record.rise, [0.1, math.inf, 3])
+
+
+def test_logits_without_variance_are_no_unit():
+    record = input_noise(clean_variance=0.0)
+    assert np.isnan(record.relative_variance).all()
+    assert np.isnan(record.mean_relative_variance).all()
+    assert np.isnan(record.relative_variance_error).all()
+
+
 def test_variance_is_measured_in_that_of_clean_logits():
     record = input_noise()
     assert record.relative_variance.tolist() == [[1, 2], [4, 8]]
