@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from qatviz.plots.style import COLOURS, check_kind, colours_of
+from qatviz.plots.style import COLOURS, by_label, check_kind, colours_of, images, joined, plus_minus
 from qatviz.records import Reliability
 
 
@@ -33,12 +33,19 @@ def reliability(ax: Axes, record: Reliability) -> Axes:
     )
     ax.plot([0, 100], [0, 100], "--", color=COLOURS["float"], lw=1)
     ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
-    low, high = record.interval
-    scores = f"ECE {100 * record.ece:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
-    ax.set_title(f"{record.label}\n{scores}, n = {record.samples}".strip(), pad=32)
+    title = f"{record.label}\n{_scores(record, '95 %: ')}\n{images([record.samples])}".strip()
+    ax.set_title(title, pad=32, fontsize="medium")
     ax.legend(loc="upper left")
     _counts(ax, record)
     return ax
+
+
+def _scores(record: Reliability, words: str = "") -> str:
+    """ECE with the interval that holds 95 %, accuracy with its standard error."""
+    low, high = record.interval
+    accuracy = plus_minus(100 * record.accuracy, 100 * record.accuracy_error, ".1f")
+    interval = f"{words}{100 * low:.1f} to {100 * high:.1f}"
+    return f"ECE {100 * record.ece:.1f} % ({interval}), accuracy {accuracy} %"
 
 
 def _counts(ax: Axes, record: Reliability) -> None:
@@ -50,25 +57,28 @@ def _counts(ax: Axes, record: Reliability) -> None:
             ax.annotate(str(count), (place, 1.01), xycoords=ax.get_xaxis_transform(), **look)
 
 
-def reliability_curves(ax: Axes, records: Mapping[str, Reliability]) -> Axes:
+def reliability_curves(ax: Axes, records: Reliability | Mapping[str, Reliability]) -> Axes:
     """Draw confidence against accuracy of several networks, one line each.
 
     Args:
         ax: Where.
-        records: What ``analysis.reliability`` returned, by name of the network.
+        records: What ``analysis.reliability`` returned, or several by name of the network.
 
     Returns:
         The axes.
     """
-    check_kind(records, Reliability)
-    colours = colours_of(records)
-    for name, record in records.items():
+    several = by_label(records, Reliability)
+    colours = colours_of(several)
+    for name, record in several.items():
         full = record.counts > 0
         look = {"fmt": "o-", "ms": 4, "capsize": 2, "color": colours[name]}
-        score = f"ECE {100 * record.ece:.1f} %, accuracy {100 * record.accuracy:.1f} %"
         points = 100 * record.bin_confidence[full], 100 * record.bin_accuracy[full]
-        ax.errorbar(*points, 100 * record.bin_error[full], label=f"{name}: {score}", **look)
+        ax.errorbar(
+            *points, 100 * record.bin_error[full], label=joined(name, _scores(record)), **look
+        )
     ax.plot([0, 100], [0, 100], "--", color="0.6", lw=1)
     ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 102))
-    ax.legend(loc="upper left")
+    many = images(record.samples for record in several.values())
+    look = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "fontsize": "small"}
+    ax.legend(title=f"(95 %), ± standard error; {many}", title_fontsize="small", **look)
     return ax

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from qatviz.plots.style import COLOURS, check_kind, colours_of
+from qatviz.plots.style import COLOURS, by_label, check_kind, colours_of, images, joined
 from qatviz.records import Eigenvalues, SpectralDensity, Trace
 
 Several = Mapping[str, Eigenvalues]
@@ -17,6 +17,8 @@ MOST_POINTS = 5000  # of a density
 
 def spectrum(ax: Axes, records: Eigenvalues | Several, *, bins: int | np.ndarray = 25) -> Axes:
     """Draw how many of the outer eigenvalues lie where, and their maximum, mean and variance.
+
+    Some eigenvalue of the Hessian lies within ‖Hv − λv‖ of each; the legend has the largest.
 
     Args:
         ax: Where.
@@ -37,11 +39,10 @@ def spectrum(ax: Axes, records: Eigenvalues | Several, *, bins: int | np.ndarray
         counts, _ = np.histogram(record.values, edges)
         told = (
             f"max {record.values.max():.3g}, mean {record.values.mean():.3g}, "
-            f"variance {record.values.var():.3g}"
+            f"variance {record.values.var():.3g},\n‖Hv − λv‖ up to {record.errors.max():.1g}"
         )
-        name = f"{label}: {told}" if label else told
         ax.stairs(counts, edges, color=colour, fill=True, alpha=0.3)
-        ax.stairs(counts, edges, color=colour, lw=1.5, baseline=None, label=name)
+        ax.stairs(counts, edges, color=colour, lw=1.5, baseline=None, label=joined(label, told))
     many = {len(record.values) for record in several.values()}
     of = f" of {many.pop()}" if len(many) == 1 else ""
     ax.set(xlabel=f"eigenvalue ({_unit(several)})", ylabel=f"eigenvalues{of} in a bin")
@@ -93,7 +94,8 @@ def density(
 ) -> Axes:
     """Draw the spectral density on a logarithmic scale, with a band of one standard error.
 
-    The scale ends at a tenth of what one single eigenvalue adds at its place.
+    The title says how many random vectors were drawn, and how many steps each took. The scale
+    ends at a tenth of what one single eigenvalue adds at its place.
 
     Args:
         ax: Where.
@@ -123,7 +125,10 @@ def density(
     ax.set(yscale="log", xlabel=f"eigenvalue ({_unit(several)})", ylim=(floor, 2 * peak))
     ax.set_ylabel(f"density (each eigenvalue a bell of σ = {width:.2g})")
     ax.margins(x=0)
-    return _told(ax, several)
+    shapes = {record.nodes.shape: None for record in several.values()}
+    draws = " and ".join(f"{d} draws of {s} steps" for d, s in shapes)
+    _told(ax, several).set_title(f"{ax.get_title()}\n{draws}", fontsize="small")
+    return ax
 
 
 def traces(ax: Axes, records: Trace | Mapping[str, Trace], *, layers: bool = False) -> Axes:
@@ -194,11 +199,12 @@ def against_bits(
         ValueError: If there are eigenvalues and traces, or some are relative to filters and some
             are not, or they were asked for in different orders.
     """
-    by_bits = {b: list(r) if isinstance(r, Sequence) else [r] for b, r in records.items()}
+    given = records.items() if isinstance(records, Mapping) else [("", records)]
+    by_bits = {b: list(r) if isinstance(r, Sequence) else [r] for b, r in given}
     flat = [record for group in by_bits.values() for record in group]
     kind = Trace if flat and isinstance(flat[0], Trace) else Eigenvalues
-    check_kind(flat, kind)
     named = {str(i): record for i, record in enumerate(flat)}
+    check_kind(named if isinstance(records, Mapping) else records, kind, one=False, several=True)
     what = "trace of the Hessian" if kind is Trace else _leading(flat)
     unit, order = _unit(named), sorted(by_bits, key=lambda b: (isinstance(b, str), b))
     positive = True
@@ -221,8 +227,7 @@ def against_bits(
 
 def _several(records: Any, kind: type) -> dict[str, Any]:
     """Records by label, of one kind, those that were interrupted so named."""
-    check_kind(records, kind)
-    several = dict(records) if isinstance(records, Mapping) else {"": records}
+    several = by_label(records, kind)
     _unit(several)
     return {
         label if record.complete else f"{label} (not complete)".strip(): record
@@ -249,10 +254,9 @@ def _told(ax: Axes, several: Mapping[str, Any]) -> Axes:
     """A title that says where the curvature was taken, and a legend if there are names."""
     settings = [record.setting for record in several.values()]
     spaces = " and ".join(dict.fromkeys(s.space for s in settings))
-    images = sorted({s.samples for s in settings})
-    many = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
+    many = images(s.samples for s in settings)
     batchnorm = "; BatchNorm of the batch" if any(s.batchnorm == "batch" for s in settings) else ""
-    ax.set_title(f"at {spaces} weights, {many} images{batchnorm}", fontsize="small")
+    ax.set_title(f"at {spaces} weights, {many}{batchnorm}", fontsize="small")
     if ax.get_legend_handles_labels()[1]:
         ax.legend(fontsize="small")
     return ax

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from qatviz.plots.style import COLOURS, check_kind, colours_of
+from qatviz.plots.style import COLOURS, by_label, check_kind, colours_of, joined, plus_minus
 from qatviz.records import CodeEntropy, GaussianCodes
 
 
@@ -24,7 +24,7 @@ def bits_used(ax: Axes, record: CodeEntropy) -> Axes:
     stored = f"available: {record.bits_available.sum() / record.sizes.sum():.3g}"
     ax.bar(places, record.bits, color=COLOURS["levels"], alpha=0.35, label=f"{stored} bits")
     look = {"color": COLOURS["quantized"], "width": 0.55, "ecolor": COLOURS["float"]}
-    used = f"used: {record.mean:.3g} ± {record.mean_error:.1g} bits"
+    used = f"used: {plus_minus(record.mean, record.mean_error)} bits"
     ax.bar(places, record.entropy, yerr=record.error, label=used, **look)
     ax.set_ylabel(f"bits per {record.of.removesuffix('s')}")
     ax.set_title(record.label)
@@ -90,7 +90,7 @@ def _dashes(ax: Axes, reference: GaussianCodes, codes: np.ndarray) -> None:
 
 def entropy_by_layer(
     ax: Axes,
-    records: Mapping[str, CodeEntropy],
+    records: CodeEntropy | Mapping[str, CodeEntropy],
     *,
     reference: GaussianCodes | None = None,
     corrected: bool = False,
@@ -99,8 +99,8 @@ def entropy_by_layer(
 
     Args:
         ax: Where.
-        records: What ``analysis.code_entropy`` returned, by name of the network; all of the
-            same layers.
+        records: What ``analysis.code_entropy`` returned, or several by name of the network; all
+            of the same layers.
         reference: Entropy before training, drawn as a dashed line. Default: None.
         corrected: With the correction of Miller and Madow. Default: False (ours).
 
@@ -110,15 +110,16 @@ def entropy_by_layer(
     Raises:
         ValueError: If the networks have other layers.
     """
-    check_kind(records, CodeEntropy)
-    first = next(iter(records.values()))
-    if different := [name for name, r in records.items() if r.layers != first.layers]:
-        raise ValueError(f"{different[0]!r} has other layers than {next(iter(records))!r}")
-    colours = colours_of(records)
-    for name, record in records.items():
+    several = by_label(records, CodeEntropy)
+    first = next(iter(several.values()))
+    if different := [name for name, r in several.items() if r.layers != first.layers]:
+        raise ValueError(f"{different[0]!r} has other layers than {next(iter(several))!r}")
+    colours = colours_of(several)
+    for name, record in several.items():
         values = record.corrected if corrected else record.entropy
         look = {"fmt": "o-", "ms": 4, "capsize": 3, "color": colours[name]}
-        label = f"{name}: {record.mean:.3f} bits"
+        mean = record.mean_corrected if corrected else record.mean
+        label = joined(name, f"{plus_minus(mean, record.mean_error, '.3f')} bits")
         ax.errorbar(range(len(values)), values, record.error, label=label, **look)
     if reference is not None:
         check_kind(reference, GaussianCodes)
@@ -130,28 +131,27 @@ def entropy_by_layer(
     return ax
 
 
-def network_entropy(ax: Axes, records: Mapping[str, CodeEntropy]) -> Axes:
+def network_entropy(ax: Axes, records: CodeEntropy | Mapping[str, CodeEntropy]) -> Axes:
     """Draw the bits that whole networks use, one bar each, within those that they have.
 
     Args:
         ax: Where.
-        records: What ``analysis.code_entropy`` returned, by name of the network.
+        records: What ``analysis.code_entropy`` returned, or several by name of the network.
 
     Returns:
         The axes.
     """
-    check_kind(records, CodeEntropy)
-    places, colours = range(len(records)), colours_of(records)
-    available = [r.bits_available.sum() / r.sizes.sum() for r in records.values()]
+    several = by_label(records, CodeEntropy)
+    places, colours = range(len(several)), colours_of(several)
+    available = [r.bits_available.sum() / r.sizes.sum() for r in several.values()]
     ax.bar(places, available, color=COLOURS["levels"], alpha=0.35, label="available")
-    means = [r.mean for r in records.values()]
+    means, errors = zip(*[(r.mean, r.mean_error) for r in several.values()], strict=True)
     look = {"width": 0.55, "color": list(colours.values()), "ecolor": COLOURS["float"]}
-    bars = ax.bar(places, means, yerr=[r.mean_error for r in records.values()], **look)
-    ax.bar_label(
-        bars, [f"{m:.3f}" for m in means], fontsize="x-small", label_type="center", color="white"
-    )
-    ax.set_xticks(list(places), list(records))
-    of = next(iter(records.values())).of.removesuffix("s")
+    bars = ax.bar(places, means, yerr=errors, **look)
+    texts = [plus_minus(*pair, ".3f") for pair in zip(means, errors, strict=True)]
+    ax.bar_label(bars, texts, fontsize="x-small", label_type="center", color="white", rotation=90)
+    ax.set_xticks(list(places), list(several))
+    of = next(iter(several.values())).of.removesuffix("s")
     ax.set(ylabel=f"bits per {of}", ylim=(0, 1.2 * max(available)))
     ax.legend(loc="upper right")
     return ax

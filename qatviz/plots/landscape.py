@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.contour import QuadContourSet
 
-from qatviz.plots.style import COLOURS, check_kind, colours_of
+from qatviz.plots.style import COLOURS, by_label, check_kind, colours_of, images
 from qatviz.records import LossLine, LossPath, LossSurface
 
 QUANTITIES = {"loss": "loss (nats)", "accuracy": "accuracy (%)"}
@@ -39,8 +39,7 @@ def loss_line(
     Raises:
         ValueError: If the units of the lines differ, or ``quantity`` is another word.
     """
-    check_kind(records, LossLine)
-    named = records if isinstance(records, Mapping) else {"": records}
+    named = by_label(records, LossLine)
     lines = list(named.values())
     unit = _common([line.unit for line in lines])
     spaces = {line.conditions.words for line in lines}
@@ -56,9 +55,8 @@ def loss_line(
     ax.set_ylabel(QUANTITIES[quantity])
     if log and quantity == "loss":
         ax.set_yscale("log")
-    if len(spaces) == 1:
-        ax.set_title(spaces.pop() + _gaps(lines, "gaps"))
-    if any(named):
+    ax.set_title(_title(lines, "gaps"), fontsize="small")
+    if ax.get_legend_handles_labels()[1]:
         ax.legend()
     return ax
 
@@ -102,7 +100,7 @@ def loss_contour(
 
 def loss_contours(
     axes: Iterable[Axes],
-    records: Mapping[str, LossSurface],
+    records: LossSurface | Mapping[str, LossSurface],
     *,
     quantity: str = "loss",
     log: bool = False,
@@ -113,7 +111,7 @@ def loss_contours(
 
     Args:
         axes: As many as there are records.
-        records: What ``analysis.plane`` returned, by label, in one unit per axis.
+        records: What ``analysis.plane`` returned, or several by label, in one unit per axis.
         quantity: See ``loss_contour``.
         log: See ``loss_contour``.
         levels: See ``loss_contour``.
@@ -126,17 +124,17 @@ def loss_contours(
         ValueError: As ``loss_contour``; or if there are more or fewer axes than records, or the
             units differ.
     """
-    check_kind(records, LossSurface)
+    named = by_label(records, LossSurface)
     axes = list(np.ravel(np.asarray(axes, dtype=object)))
-    if len(axes) != len(records):
-        raise ValueError(f"{len(records)} records need as many axes, got {len(axes)}")
-    planes = list(records.values())
+    if len(axes) != len(named):
+        raise ValueError(f"{len(named)} records need as many axes, got {len(axes)}")
+    planes = list(named.values())
     for side in (0, 1):
         _common([plane.units[side] for plane in planes])
     limits = limits or _limits(planes, quantity, log)
-    for ax, (label, plane) in zip(axes, records.items(), strict=True):
+    for ax, (label, plane) in zip(axes, named.items(), strict=True):
         contours = _contour(ax, plane, quantity, log, levels, limits)
-        ax.set_title(f"{label}\n{ax.get_title()}")
+        ax.set_title(f"{label}\n{ax.get_title()}".strip(), fontsize="small")
         ax.set_xlim(min(p.x[0] for p in planes), max(p.x[-1] for p in planes))
         ax.set_ylim(min(p.y[0] for p in planes), max(p.y[-1] for p in planes))
     _bar(contours, axes, quantity)
@@ -179,7 +177,8 @@ def loss_relief(
     x, y = np.meshgrid(record.x, record.y)
     style = {"cmap": MAP, "norm": Normalize(low, high), "lw": 0, "rcount": 201, "ccount": 201}
     ax.plot_surface(x, y, values, **style)
-    ax.set(**_axis_labels(record), zlabel=name, title=record.conditions.words)
+    ax.set(**_axis_labels(record), zlabel=name)
+    ax.set_title(_title([record], "holes"), fontsize="small")
     ax.locator_params(nbins=5)
     ax.tick_params(pad=0, labelsize="small")
     ax.set_box_aspect(None, zoom=0.85)  # room for the labels
@@ -202,8 +201,7 @@ def loss_path(
     Raises:
         ValueError: If ``quantity`` is another word.
     """
-    check_kind(records, LossPath)
-    named = records if isinstance(records, Mapping) else {"": records}
+    named = by_label(records, LossPath)
     colours = colours_of(named)
     for label, path in named.items():
         barrier = f"barrier {path.barrier:.3g} nats" if quantity == "loss" else ""
@@ -219,9 +217,7 @@ def loss_path(
     ends = {path.ends for path in named.values()}
     first, second = ends.pop() if len(ends) == 1 else ("the first network", "the second")
     ax.set(xlabel=f"t: 0 is {first}, 1 is {second}", ylabel=QUANTITIES[quantity])
-    spaces = {path.conditions.words for path in named.values()}
-    if len(spaces) == 1:
-        ax.set_title(spaces.pop() + _gaps(named.values(), "gaps"))
+    ax.set_title(_title(named.values(), "gaps"), fontsize="small")
     if ax.get_legend_handles_labels()[0]:
         ax.legend()
     return ax
@@ -251,7 +247,7 @@ def _contour(
     ax.contour(record.x, record.y, values, levels=steps, colors="white", linewidths=0.3)
     ax.plot(0, 0, "+", color="white", mew=1.5, ms=9)
     ax.set(**_axis_labels(record))
-    ax.set_title(record.conditions.words + _gaps([record], "grey"))
+    ax.set_title(_title([record], "grey"), fontsize="small")
     return contours
 
 
@@ -295,9 +291,18 @@ def _common(units: list[str]) -> str:
     return units[0]
 
 
-def _gaps(records: Iterable[LossLine | LossSurface | LossPath], shown: str) -> str:
-    """What is missing, in words, where something is."""
+def _title(records: Iterable[LossLine | LossSurface | LossPath], shown: str) -> str:
+    """The space where it is one, the number of images, and what is missing where something is."""
     records = list(records)
+    spaces = {r.conditions.words for r in records}
+    words = [*spaces] if len(spaces) == 1 else []
+    words.append(images(r.conditions.samples for r in records))
+    between = "\n" if any(r.conditions.requantized for r in records) else ", "  # a long line
+    return between.join(words) + _gaps(records, shown)
+
+
+def _gaps(records: list[LossLine | LossSurface | LossPath], shown: str) -> str:
+    """What is missing, in words, where something is."""
     left = sum(int((~r.computed).sum()) for r in records)
     endless = sum(int((r.computed & ~np.isfinite(r.loss)).sum()) for r in records)
     words = [f"{left} points not computed"] if left else []

@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from qatviz.plots.style import COLOURS, check_kind, colours_of
+from qatviz.plots.style import COLOURS, by_label, check_kind, colours_of
 from qatviz.records import (
     BatchNormDrift,
     BinDistances,
@@ -70,8 +70,7 @@ def bin_distances(
     Returns:
         The axes. A flat line at 1 % (folded: 2 %) are weights that are spread evenly.
     """
-    check_kind(records, BinDistances)
-    several = records if isinstance(records, Mapping) else {records.label: records}
+    several = by_label(records, BinDistances)
     colours = colours_of(several) if len(several) > 1 else dict.fromkeys(several, "#4d4d4d")
     for label, record in several.items():
         rows = record.folded if folded else record.counts
@@ -102,8 +101,7 @@ def oscillating_layers(ax: Axes, records: Oscillation | Mapping[str, Oscillation
     Raises:
         ValueError: If the records are of different layers.
     """
-    check_kind(records, Oscillation)
-    several = records if isinstance(records, Mapping) else {"": records}
+    several = by_label(records, Oscillation)
     _check_layers(several)
     values = {label: 100 * record.oscillating for label, record in several.items()}
     threshold = next(iter(several.values())).threshold
@@ -152,10 +150,9 @@ def oscillation_series(
     Raises:
         ValueError: If there is no such series.
     """
-    check_kind(records, Oscillation)
+    several = by_label(records, Oscillation)
     if series not in SERIES:
         raise ValueError(f"series must be one of {', '.join(SERIES)}, got {series!r}")
-    several = records if isinstance(records, Mapping) else {"": records}
     colours = colours_of(several)
     for label, record in several.items():
         share = 100 * getattr(record, series)
@@ -175,8 +172,7 @@ def code_survival(ax: Axes, records: Oscillation | Mapping[str, Oscillation]) ->
     Returns:
         The axes, steps on a logarithmic scale.
     """
-    check_kind(records, Oscillation)
-    several = records if isinstance(records, Mapping) else {"": records}
+    several = by_label(records, Oscillation)
     colours = colours_of(several)
     for label, record in several.items():
         share = [100 * record.overall(column) for column in record.survival.T]
@@ -198,8 +194,7 @@ def frequency_spread(ax: Axes, records: Oscillation | Mapping[str, Oscillation])
     Returns:
         The axes, frequency on a logarithmic scale.
     """
-    check_kind(records, Oscillation)
-    several = records if isinstance(records, Mapping) else {"": records}
+    several = by_label(records, Oscillation)
     colours = colours_of(several)
     for label, record in several.items():
         counts = record.frequency_counts.sum(0)
@@ -250,8 +245,8 @@ def toy_decay(ax: Axes, record: OscillationToy) -> Axes:
         record: What ``analysis.oscillation_toy`` returned.
 
     Returns:
-        The axes; the rate over 2d/s, the spread of the latent weight over what the first rate
-        allows, ηs.
+        The axes; the oscillations per update over 2d/s, the spread of the latent weight over
+        what the first rate η₀ allows, η₀s.
     """
     check_kind(record, OscillationToy)
     ends = record.window * np.arange(1, len(record.window_events) + 1)
@@ -260,7 +255,7 @@ def toy_decay(ax: Axes, record: OscillationToy) -> Axes:
     rate = record.window_rates / record.rates[0]
     ax.plot(ends, rate, color=COLOURS["levels"], lw=1, ls=":", label="learning rate / first")
     ax.plot(ends, often, "o-", ms=4, color=COLOURS["quantized"], label="how often / (2d/s)")
-    ax.plot(ends, far, "s-", ms=4, color=COLOURS["float"], label="how far / (ηs)")
+    ax.plot(ends, far, "s-", ms=4, color=COLOURS["float"], label="how far / (η₀s)")
     ax.set(xlabel="update", ylabel="ratio", title=f"{record.schedule} learning rate")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize="small")
@@ -280,8 +275,7 @@ def oscillation_lottery(
         The axes; the bar is the network with one standard error of its images, the diamond the
         one with oscillating weights at their mean codes.
     """
-    check_kind(records, OscillationLottery)
-    several = records if isinstance(records, Mapping) else {records.label: records}
+    several = by_label(records, OscillationLottery)
     colours = colours_of(several)
     for place, (label, record) in enumerate(several.items()):
         first, colour = place == 0, colours[label]

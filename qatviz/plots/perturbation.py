@@ -6,7 +6,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from qatviz.plots.style import COLOURS, check_kind, colours_of
+from qatviz.plots.style import COLOURS, by_label, check_kind, colours_of, joined, plus_minus
 from qatviz.records import (
     AccuracyBySamples,
     AccuracyDifference,
@@ -37,12 +37,14 @@ _LEVELS = {
 }
 
 
-def input_noise(ax: Axes, records: Mapping[str, InputNoise], *, of: str = "accuracy") -> Axes:
+def input_noise(
+    ax: Axes, records: InputNoise | Mapping[str, InputNoise], *, of: str = "accuracy"
+) -> Axes:
     """Draw a number against the noise on the images, one line per network.
 
     Args:
         ax: Where.
-        records: What ``analysis.input_noise`` returned, by name of the network.
+        records: What ``analysis.input_noise`` returned, or several by name of the network.
         of: "accuracy", "loss", "divergence", "flips" or "variance". Default: "accuracy".
 
     Returns:
@@ -52,30 +54,32 @@ def input_noise(ax: Axes, records: Mapping[str, InputNoise], *, of: str = "accur
     Raises:
         ValueError: If ``of`` is something else.
     """
-    check_kind(records, InputNoise)
+    named = by_label(records, InputNoise)
     ylabel, factor = _choose(of, _INPUT)
-    colours = colours_of(records)
-    for name, record in records.items():
+    colours = colours_of(named)
+    for name, record in named.items():
         if of == "variance":
             mean, error = record.mean_relative_variance, record.relative_variance_error
         else:
             draws = getattr(record, of)
             mean, error = mean_of_draws(draws), error_of_draws(draws)
         start = {"accuracy": record.clean_accuracy, "loss": record.clean_loss}.get(of, 0.0)
-        label = f"{name} ({record.draws} draws, n = {record.samples})"
+        label = f"{name} ({record.draws} draws, n = {record.samples})".strip()
         _band(ax, record.sigmas, mean, error, start, factor, label, colours[name])
     ax.set(xlabel="noise σ (units of a normalised image)", ylabel=ylabel)
     ax.legend()
     return ax
 
 
-def weight_noise(ax: Axes, records: Mapping[str, WeightNoise], *, of: str = "drop") -> Axes:
+def weight_noise(
+    ax: Axes, records: WeightNoise | Mapping[str, WeightNoise], *, of: str = "drop"
+) -> Axes:
     """Draw a number against the noise on the weights, one line per network.
 
     Args:
         ax: Where.
-        records: What ``analysis.weight_noise`` returned, by name of the network; all of the same
-            kind of noise.
+        records: What ``analysis.weight_noise`` returned, or several by name of the network;
+            all of the same kind of noise.
         of: "drop" (of accuracy), "rise" (of the loss), "accuracy" or "loss". Default: "drop".
 
     Returns:
@@ -84,19 +88,19 @@ def weight_noise(ax: Axes, records: Mapping[str, WeightNoise], *, of: str = "dro
     Raises:
         ValueError: If ``of`` is something else, or the kinds differ.
     """
-    check_kind(records, WeightNoise)
+    named = by_label(records, WeightNoise)
     ylabel, factor = _choose(of, _WEIGHT)
-    kinds = sorted({record.kind for record in records.values()})
+    kinds = sorted({record.kind for record in named.values()})
     if len(kinds) > 1:
         raise ValueError(f"records are of several kinds of noise: {', '.join(kinds)}")
-    colours = colours_of(records)
-    for name, record in records.items():
+    colours = colours_of(named)
+    for name, record in named.items():
         if of in ("drop", "rise"):
             mean, error = getattr(record, of), getattr(record, f"{of}_error")
         else:
             mean, error = (f(getattr(record, of)) for f in (mean_of_draws, error_of_draws))
         start = {"accuracy": record.clean_accuracy, "loss": record.clean_loss}.get(of, 0.0)
-        label = f"{name} ({record.space} weights, {record.draws} draws)"
+        label = f"{name} ({record.space} weights, {record.draws} draws)".strip()
         _band(ax, record.levels, mean, error, start, factor, label, colours[name])
     ax.set(xlabel=_LEVELS[kinds[0]], ylabel=ylabel)
     ax.legend()
@@ -153,21 +157,27 @@ def corruption_accuracy(ax: Axes, record: CorruptionAccuracy) -> Axes:
     )
     ax.set(xlabel="severity (ours)", ylabel="")
     ax.tick_params(axis="y", rotation=0)
-    clean = f"clean {100 * record.clean_accuracy:.1f} %"
-    ax.set_title(
-        f"{record.label}\n{clean}, mean corruption error {100 * record.corruption_error:.1f} %, "
-        f"n = {record.samples}".strip()
-    )
+    clean = plus_minus(100 * record.clean_accuracy, 100 * record.clean_error, ".1f")
+    told = f"clean accuracy {clean} %, n = {record.samples}\n{_corruption_error(record)}"
+    ax.set_title(f"{record.label}\n{told}".strip(), fontsize="medium")
     return ax
 
 
-def corruption_means(ax: Axes, records: Mapping[str, CorruptionAccuracy]) -> Axes:
+def _corruption_error(record: CorruptionAccuracy) -> str:
+    """With its standard error over draws."""
+    value, error = 100 * record.corruption_error, 100 * record.corruption_error_error
+    return f"mean corruption error {plus_minus(value, error, '.1f')} %"
+
+
+def corruption_means(
+    ax: Axes, records: CorruptionAccuracy | Mapping[str, CorruptionAccuracy]
+) -> Axes:
     """Draw the mean accuracy of each kind, a bar per network, and the clean one as a dash.
 
     Args:
         ax: Where.
-        records: What ``analysis.corruption_accuracy`` returned, by name of the network; all of
-            the same kinds.
+        records: What ``analysis.corruption_accuracy`` returned, or several by name of the network;
+            all of the same kinds.
 
     Returns:
         The axes. Error bars are two standard errors over draws.
@@ -175,16 +185,16 @@ def corruption_means(ax: Axes, records: Mapping[str, CorruptionAccuracy]) -> Axe
     Raises:
         ValueError: If the kinds differ.
     """
-    check_kind(records, CorruptionAccuracy)
-    first = next(iter(records.values()))
-    if different := [n for n, r in records.items() if r.kinds != first.kinds]:
-        raise ValueError(f"{different[0]!r} has other kinds than {next(iter(records))!r}")
-    width, colours = 0.8 / len(records), colours_of(records)
-    for index, (name, record) in enumerate(records.items()):
+    named = by_label(records, CorruptionAccuracy)
+    first = next(iter(named.values()))
+    if different := [n for n, r in named.items() if r.kinds != first.kinds]:
+        raise ValueError(f"{different[0]!r} has other kinds than {next(iter(named))!r}")
+    width, colours = 0.8 / len(named), colours_of(named)
+    for index, (name, record) in enumerate(named.items()):
         places = np.arange(len(first.kinds)) - 0.4 + (index + 0.5) * width
         error = 200 * np.nan_to_num(record.by_kind_error)
         look = {"color": colours[name], "ecolor": "0.3"}
-        label = f"{name}: mean corruption error {100 * record.corruption_error:.1f} %"
+        label = joined(name, _corruption_error(record))
         ax.bar(places, 100 * record.by_kind, width, yerr=error, label=label, **look)
         ax.axhline(100 * record.clean_accuracy, color=colours[name], ls="--", lw=1)
     names = [kind.replace("_", " ") for kind in first.kinds]
@@ -194,13 +204,13 @@ def corruption_means(ax: Axes, records: Mapping[str, CorruptionAccuracy]) -> Axe
     return ax
 
 
-def view_consistency(ax: Axes, records: Mapping[str, ViewConsistency]) -> Axes:
+def view_consistency(ax: Axes, records: ViewConsistency | Mapping[str, ViewConsistency]) -> Axes:
     """Draw how often the predictions for views agree with those for the images, per draw.
 
     Args:
         ax: Where.
-        records: What ``analysis.view_consistency`` returned, by name of the network; all of the
-            same view.
+        records: What ``analysis.view_consistency`` returned, or several by name of the network;
+            all of the same view.
 
     Returns:
         The axes: a dot per draw, a line at the mean, a cross where all draws agree.
@@ -208,21 +218,21 @@ def view_consistency(ax: Axes, records: Mapping[str, ViewConsistency]) -> Axes:
     Raises:
         ValueError: If the views differ.
     """
-    check_kind(records, ViewConsistency)
-    views = sorted({record.view for record in records.values()})
+    named = by_label(records, ViewConsistency)
+    views = sorted({record.view for record in named.values()})
     if len(views) > 1:
         raise ValueError(f"records are of several views: {', '.join(views)}")
-    colours = colours_of(records)
-    for place, (name, record) in enumerate(records.items()):
+    colours = colours_of(named)
+    for place, (name, record) in enumerate(named.items()):
         look = {"color": colours[name]}
         offsets = place + np.linspace(-0.15, 0.15, len(record.agreement))
         ax.plot(offsets, 100 * record.agreement, "o", ms=4, mfc="white", **look)
         ax.plot([place - 0.25, place + 0.25], [100 * record.mean_agreement] * 2, lw=2, **look)
         ax.plot(place, 100 * record.unanimous, "x", ms=7, mew=2, **look)
-    ax.set_xticks(range(len(records)), list(records))
+    ax.set_xticks(range(len(named)), list(named))
     ax.set(
         ylabel=f"same prediction under {views[0]} (%)\nline: mean, ×: in all draws",
-        xlim=(-0.6, len(records) - 0.4),
+        xlim=(-0.6, len(named) - 0.4),
     )
     return ax
 

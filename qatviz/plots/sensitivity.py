@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm
 
-from qatviz.plots.style import COLOURS, check_kind
+from qatviz.plots.style import COLOURS, check_kind, images, plus_minus
 from qatviz.records import BitSensitivity, LayerEffects, LayerSQNR
 
 QUANTITIES = {
@@ -111,15 +111,17 @@ def sensitivity_lines(ax: Axes, record: BitSensitivity, quantity: str = "diverge
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(record.bits)))
     for index, (bits, shade) in enumerate(zip(record.bits, shades, strict=True)):
         values, errors = scale * effects.single[:, index], scale * effects.single_error[:, index]
-        total, joint = scale * effects.total[index], scale * effects.joint[index]
-        label = f"{bits} bit: sum {total:.2g}, together {joint:.2g}"
+        total = scale * effects.total[index], scale * effects.total_error[index]
+        joint = scale * effects.joint[index], scale * effects.joint_error[index]
+        told = f"sum {plus_minus(*total, '.2g')},\ntogether {plus_minus(*joint, '.2g')}"
+        label = f"{bits} bit: {told}"
         look = {"fmt": "o-", "ms": 4, "lw": 1.2, "capsize": 3, "color": shade}
         ax.errorbar(range(len(values)), values, errors, label=label, **look)
     width = _typical(scale * effects.single, scale * effects.single_error)
     ax.set_yscale("symlog", linthresh=width)
     ax.axhline(0, color=COLOURS["float"], lw=0.6)
     ax.set_ylabel(name)
-    ax.set_title(f"{record.label} {_what(record)}".strip())
+    ax.set_title(f"{record.label} {_what(record)}, {images([record.samples])}".strip())
     _name_layers(ax, record.layers)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, fontsize="small")
     return ax

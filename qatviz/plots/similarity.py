@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from qatviz.plots.style import COLOURS, check_kind, colours_of
+from qatviz.plots.style import COLOURS, by_label, check_kind, colours_of
 from qatviz.records import Similarity
 
 QUANTITIES = {
@@ -43,13 +43,15 @@ def similarity_map(ax: Axes, record: Similarity) -> Axes:
     return ax
 
 
-def similarity_lines(ax: Axes, records: Mapping[str, Similarity], quantity: str = "cka") -> Axes:
+def similarity_lines(
+    ax: Axes, records: Similarity | Mapping[str, Similarity], quantity: str = "cka"
+) -> Axes:
     """Draw how alike the layers that match are, one line for each pair of networks.
 
     Args:
         ax: Where.
-        records: What ``analysis.linear_cka`` returned, by name of the pair; all of the same
-            layers.
+        records: What ``analysis.linear_cka`` returned, or several by name of the pair; all of
+            the same layers.
         quantity: "cka", "cosine" or "distance". Default: "cka".
 
     Returns:
@@ -58,20 +60,21 @@ def similarity_lines(ax: Axes, records: Mapping[str, Similarity], quantity: str 
     Raises:
         ValueError: If ``quantity`` is another word, or the pairs have other layers.
     """
-    check_kind(records, Similarity)
+    named = by_label(records, Similarity)
     if quantity not in QUANTITIES:
         raise ValueError(f"quantity is {quantity!r}; allowed: {', '.join(QUANTITIES)}")
-    first = next(iter(records))
-    layers = records[first].matched
-    if different := [name for name, r in records.items() if r.matched != layers]:
+    first = next(iter(named))
+    layers = named[first].matched
+    if different := [name for name, r in named.items() if r.matched != layers]:
         raise ValueError(f"{different[0]!r} has other layers than {first!r}")
     label, values, errors = QUANTITIES[quantity]
-    colours = colours_of(records)
-    for name, record in records.items():
+    colours = colours_of(named)
+    for name, record in named.items():
         look = {"fmt": "o-", "ms": 4, "capsize": 3, "color": colours[name], "label": name}
         ax.errorbar(range(len(layers)), getattr(record, values), getattr(record, errors), **look)
     ax.axhline(0 if quantity == "distance" else 1, color=COLOURS["float"], lw=0.6, ls="--")
     ax.set_ylabel(label)
     ax.set_xticks(range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    if any(named):
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return ax

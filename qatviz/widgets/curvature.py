@@ -34,12 +34,16 @@ def spectrum_explorer(
     Raises:
         ValueError: If there are no records, of both kinds, or relative to filters and not.
     """
-    if not records:
-        raise ValueError("spectrum_explorer: there are no records")
+    if not isinstance(records, Mapping) or not records:
+        got = f"a {type(records).__name__}" if records else "nothing"
+        raise ValueError(f"spectrum_explorer: records must be in a mapping by bits, got {got}")
     by_name = records if isinstance(next(iter(records.values())), Mapping) else {"": records}
+    for group in by_name.values():
+        check_kind(group, _kind(by_name), one=False, several=True)
     flat = [record for group in by_name.values() for record in group.values()]
-    flat += [] if reference is None else [reference]
-    check_kind(flat, type(flat[0]) if flat and isinstance(flat[0], Spectrum) else Eigenvalues)
+    if reference is not None:
+        check_kind(reference, _kind(by_name))
+        flat.append(reference)
     if len({record.setting.relative for record in flat}) > 1:
         raise ValueError("some records are relative to filters and some are not: other units")
     bits = sorted({b for group in by_name.values() for b in group})
@@ -82,6 +86,13 @@ def draw_spectrum(figure: Figure, shown: Shown, look: Mapping[str, Any]) -> None
     densities = isinstance(next(iter(shown.values())), SpectralDensity)
     plot = plots.density if densities else plots.spectrum
     plot(figure.subplots(), shown, **settings).set_ylim(*limits)
+
+
+def _kind(by_name: Mapping[str, Any]) -> type:
+    """The class that all must be of: that of the first record."""
+    group = next(iter(by_name.values()))
+    first = next(iter(group.values()), None) if isinstance(group, Mapping) else None
+    return SpectralDensity if isinstance(first, SpectralDensity) else Eigenvalues
 
 
 def _look(records: list[Spectrum]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qatviz import plots
-from qatviz.plots.style import check_kind, colours_of
+from qatviz.plots.style import by_label, colours_of
 from qatviz.records import LossLine, LossSurface
 from qatviz.widgets.explorer import Explorer
 
-FRAMES = 40
+FRAMES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +36,14 @@ class Cut:
 
 
 def landscape_explorer(
-    records: Mapping[str, LossSurface], *, log: bool = True, quantity: str = "loss"
+    records: LossSurface | Mapping[str, LossSurface], *, log: bool = True, quantity: str = "loss"
 ) -> Explorer:
     """Choose a network and drag a cut through its plane; all networks share their scales.
 
-    Nothing is computed: the planes are. At most 40 pictures go into the face without a kernel.
+    Nothing is computed: the planes are. At most 20 pictures go into the face without a kernel.
 
     Args:
-        records: What ``analysis.plane`` returned, by label, up to 20 of them.
+        records: What ``analysis.plane`` returned, or several by label, up to 10 of them.
         log: Whether losses are on a logarithmic scale. Default: True (ours).
         quantity: "loss" or "accuracy". Default: "loss".
 
@@ -51,13 +51,13 @@ def landscape_explorer(
         An explorer; ``result`` is the cut.
 
     Raises:
-        ValueError: If there is no plane, or there are more than 20, one is something else, units
+        ValueError: If there is no plane, or there are more than 10, one is something else, units
             differ, or nothing is finite.
     """
-    check_kind(dict(records), LossSurface)
-    if len(records) > FRAMES // 2:
-        raise ValueError(f"at most {FRAMES // 2} planes fit in an explorer, got {len(records)}")
-    planes = list(records.values())
+    named = by_label(records, LossSurface)
+    if len(named) > FRAMES // 2:
+        raise ValueError(f"at most {FRAMES // 2} planes fit in an explorer, got {len(named)}")
+    planes = list(named.values())
     units = {plane.units for plane in planes}
     if len(units) > 1:
         raise ValueError(f"the planes must have the same units, got {sorted(units)}")
@@ -65,24 +65,24 @@ def landscape_explorer(
     low, high = min(p.y[0] for p in planes), max(p.y[-1] for p in planes)
 
     def compute(network: str, cut: float) -> Cut:
-        surface = records[network]
+        surface = named[network]
         return Cut(network, surface, int(np.abs(surface.y - cut).argmin()))
 
     def draw(figure: Figure, result: Cut) -> None:
         draw_cut(figure, result, log=log, quantity=quantity, limits=limits)
 
-    stops = min(FRAMES // len(records), len(planes[0].y))
+    stops = min(FRAMES // len(named), len(planes[0].y))
     stops -= 1 - stops % 2  # odd: one in the middle
     cuts = [float(c) for c in np.linspace(low, high, stops)] if stops > 1 else [0.0]
     step = float(np.diff(planes[0].y).min())
     return Explorer(
         compute,
         draw,
-        network=ipywidgets.Dropdown(options=list(records), description="network"),
+        network=ipywidgets.Dropdown(options=list(named), description="network"),
         cut=ipywidgets.FloatSlider(
             0, min=low, max=high, step=step, description="cut at", readout_format=".2f"
         ),
-        frames={"network": list(records), "cut": cuts},
+        frames={"network": list(named), "cut": cuts},
     )
 
 
@@ -106,7 +106,7 @@ def draw_cut(
     left, right = figure.subplots(1, 2)
     surface = result.surface
     plots.loss_contour(left, surface, quantity=quantity, log=log, limits=limits)
-    left.set_title(f"{result.label}\n{left.get_title()}")
+    left.set_title(f"{result.label}\n{left.get_title()}".strip(), fontsize="small")
     left.axhline(surface.y[result.row], color="white", lw=1.5)
     middle = surface.row(len(surface.y) // 2)
     plots.loss_line(right, middle, quantity=quantity, log=log)
@@ -115,6 +115,7 @@ def draw_cut(
     colour = colours_of([result.label])[result.label]
     right.lines[-2].set(color=colour, label=f"cut at {surface.y[result.row]:.2f}")
     right.set_xlabel(f"{surface.directions[0]} ({surface.units[0]})")
+    right.set_title("")  # that of the plane
     right.legend(loc="upper center")
     right.set_ylim(limits or _limits([surface], quantity, log))
 

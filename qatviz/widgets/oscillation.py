@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qatviz import plots
-from qatviz.plots.style import check_kind
+from qatviz.plots.style import by_label
 from qatviz.records import Trajectories
 from qatviz.widgets.explorer import Explorer
 
@@ -32,8 +32,7 @@ def oscillation_replay(
     Raises:
         ValueError: If ``window`` is below 2, or a record has fewer than 2 moments.
     """
-    check_kind(records, Trajectories)
-    runs = dict(records) if isinstance(records, Mapping) else {"": records}
+    runs = by_label(records, Trajectories)
     shortest = min(len(record.steps) for record in runs.values())
     if window < 2 or shortest < 2:
         raise ValueError(

@@ -24,7 +24,9 @@ def test_bars_are_accuracies_and_gaps_reach_the_confidence(ax):
     assert [b.get_y() + b.get_height() for b in gaps] == pytest.approx([60, 95])
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence (%)", "accuracy (%)")
     assert {t.get_text(): t.xy[0] for t in ax.texts} == {"4": 62.5, "6": 87.5}
-    assert ax.get_title() == "net\nECE 7.0 % (95 %: 5.5 to 24.5), n = 10"
+    assert ax.get_title() == (
+        "net\nECE 7.0 % (95 %: 5.5 to 24.5), accuracy 80.0 ± 10 %\n10 images"  # √(0.8·0.2/10)
+    )
     diagonal = ax.lines[0]
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 100]
 
@@ -45,9 +47,10 @@ def test_several_networks_are_lines(ax):
         np.testing.assert_allclose(container[0].get_ydata(), [50, 100])
     assert same_color(ax.containers[0][0].get_color(), COLOURS["float"])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [
-        "float: ECE 7.0 %, accuracy 80.0 %",
-        "LSQ: ECE 7.0 %, accuracy 70.0 %",
+        "float: ECE 7.0 % (5.5 to 24.5), accuracy 80.0 ± 10 %",
+        "LSQ: ECE 7.0 % (5.5 to 24.5), accuracy 70.0 ± 10 %",
     ]
+    assert ax.get_legend().get_title().get_text() == "(95 %), ± standard error; 10 images"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence (%)", "accuracy (%)")
 
 

@@ -40,7 +40,7 @@ def bars(ax):
 
 def test_spectrum_counts_in_the_same_bins(ax):
     records = {
-        "LSQ": some([1.0, 2.0, 2.1, 6.0], [0.0] * 4),
+        "LSQ": some([1.0, 2.0, 2.1, 6.0], [0.01, 0.02, 0.0, 0.0], largest=6.0),
         "float": some([1.0, 1.1, 1.2, 1.3], [0.0] * 4, **FLOAT),
     }
     assert spectrum(ax, records, bins=5) is ax
@@ -48,9 +48,10 @@ def test_spectrum_counts_in_the_same_bins(ax):
     assert edges.tolist() == same.tolist() == [1, 2, 3, 4, 5, 6]
     assert lsq.tolist() == [1, 2, 0, 0, 1]
     assert grey.tolist() == [4, 0, 0, 0, 0]
+    # Mean 11.1/4, variance (1 + 4 + 4.41 + 36)/4 − 2.775²; the largest residual is 0.02·6.
     assert legend(ax) == [
-        "LSQ: max 6, mean 2.77, variance 3.65",  # 11.1/4, and (1 + 4 + 4.41 + 36)/4 − 2.775²
-        "float: max 1.3, mean 1.15, variance 0.0125",
+        "LSQ: max 6, mean 2.77, variance 3.65,\n‖Hv − λv‖ up to 0.1",
+        "float: max 1.3, mean 1.15, variance 0.0125,\n‖Hv − λv‖ up to 0",
     ]
     assert ax.get_xlabel() == f"eigenvalue ({WEIGHTS})"
     assert ax.get_ylabel() == "eigenvalues of 4 in a bin"
@@ -66,7 +67,7 @@ def test_spectrum_takes_edges_and_one_record(ax):
     ((counts, edges),) = curve(ax)
     assert counts.tolist() == [1, 0, 1]
     assert edges.tolist() == [0, 2, 4, 8]
-    assert legend(ax) == ["max 4, mean 2.5, variance 2.25"]
+    assert legend(ax) == ["max 4, mean 2.5, variance 2.25,\n‖Hv − λv‖ up to 0"]
 
 
 def test_what_was_interrupted_and_where_it_was_taken_is_told(ax):
@@ -129,6 +130,7 @@ def test_density_draws_bells_with_a_band(ax):
     assert ax.get_xlabel() == f"eigenvalue ({WEIGHTS})"
     assert ax.get_ylabel() == "density (each eigenvalue a bell of σ = 0.3)"
     assert legend(ax) == ["LSQ"]
+    assert ax.get_title() == "at dequantized weights, 2,000 images\n2 draws of 2 steps"
 
 
 def test_density_sees_all_with_one_width(ax):
@@ -139,6 +141,7 @@ def test_density_sees_all_with_one_width(ax):
     assert (one.get_xdata()[0], one.get_xdata()[-1]) == pytest.approx((-0.4, 10.4))
     assert len(ax.collections) == 1  # a single draw has no band
     assert np.isfinite(other.get_ydata()).all()
+    assert ax.get_title().endswith("\n2 draws of 2 steps and 1 draws of 2 steps")
 
 
 def test_a_density_of_one_value_can_be_drawn(ax):

@@ -69,7 +69,11 @@ def test_a_line_for_each_network_and_a_dashed_one_before_training(ax):
     (bars,) = ax.containers[1][2]
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     np.testing.assert_allclose(ends, [[0.9, 1.1], [1.55, 1.95]])
-    assert legend(ax) == ["normal weights: 2.000 bits", "LSQ: 1.500 bits", "dampened: 1.500 bits"]
+    assert legend(ax) == [
+        "normal weights: 2.000 bits",
+        "LSQ: 1.500 ± 0.3 bits",
+        "dampened: 1.500 ± 0.1 bits",
+    ]
     assert ax.get_ylabel() == "entropy (bits per weight)"
     assert ax.lines[-1].get_linestyle() == "--"
 
@@ -77,6 +81,8 @@ def test_a_line_for_each_network_and_a_dashed_one_before_training(ax):
 def test_the_correction_can_be_drawn(ax):
     entropy_by_layer(ax, {"LSQ": record()}, corrected=True)
     np.testing.assert_allclose(ax.containers[0][0].get_ydata(), record().corrected)
+    assert legend(ax) == [f"LSQ: {record().mean_corrected:.3f} ± 0.3 bits"]
+    assert record().mean_corrected > record().mean + 0.001
 
 
 def test_networks_of_other_layers_are_refused(ax):
@@ -90,6 +96,7 @@ def test_a_bar_for_each_network(ax):
     assert heights(ax, COLOURS["float"]) == heights(ax, COLOURS["quantized"]) == [1.5]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["float init", "LSQ"]
     assert ax.get_ylabel() == "bits per weight"
+    assert [t.get_text() for t in ax.texts] == ["1.500 ± 0.3"] * 2
 
 
 @pytest.mark.parametrize(

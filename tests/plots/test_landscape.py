@@ -20,7 +20,7 @@ def test_a_line_and_its_labels(ax):
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [1.1, 0.35, 0.1, 0.35, 1.1])
     assert ax.get_xlabel() == "random direction 1 (filter norms)"
     assert ax.get_ylabel() == "loss (nats)"
-    assert ax.get_title() == "dequantized weights"
+    assert ax.get_title() == "dequantized weights, 100 images"
     assert ax.get_yscale() == "linear"
 
 
@@ -38,8 +38,14 @@ def test_lines_of_several_networks_share_an_axis(ax):
     assert drawn["float, float weights"].get_color() == COLOURS["float"]
     latent = drawn["W2, latent weights, rounded again at every point"]
     np.testing.assert_allclose(latent.get_ydata(), [3.1, 0.85, 0.1, 0.85, 3.1])
-    assert ax.get_title() == ""
+    assert ax.get_title() == "100 images"
     assert ax.get_yscale() == "log"
+
+
+def test_numbers_of_images_that_differ_are_said_and_long_titles_broken(ax):
+    again = {"space": "latent", "requantized": True}
+    plots.loss_line(ax, {"a": a_line(**again), "b": a_line(samples=2000, **again)})
+    assert ax.get_title() == "latent weights, rounded again at every point\n100 to 2,000 images"
 
 
 def test_accuracy_is_in_percent(ax):
@@ -71,7 +77,7 @@ def test_a_contour_is_of_the_plane_and_marks_its_network(ax):
         "random direction 1 (filter norms)",
         "random direction 2 (filter norms)",
     )
-    assert ax.get_title() == "dequantized weights"
+    assert ax.get_title() == "dequantized weights, 100 images"
     assert (ax.lines[0].get_xdata()[0], ax.lines[0].get_ydata()[0]) == (0, 0)
     bar = ax.figure.axes[1]
     assert bar.get_ylabel() == "loss (nats)"
@@ -132,7 +138,10 @@ def test_planes_share_colours_and_axes():
         np.testing.assert_allclose(ax.collections[0].levels, np.linspace(0.1, 24.1, 5))
         assert ax.get_xlim() == (-2, 2)
         assert ax.get_ylim() == (-2, 2)
-    assert [ax.get_title() for ax in axes] == ["float\nfloat weights", "W2\ndequantized weights"]
+    assert [ax.get_title() for ax in axes] == [
+        "float\nfloat weights, 100 images",
+        "W2\ndequantized weights, 100 images",
+    ]
     assert len(axes[0].figure.axes) == 3  # one bar for both
 
 
@@ -160,6 +169,7 @@ def test_a_relief_has_the_loss_as_height():
     assert ax.get_zlabel() == "loss (nats)"
     assert ax.get_xlabel() == "random direction 1 (filter norms)"
     assert ax.get_zlim()[1] == pytest.approx(3.1, rel=0.05)
+    assert ax.get_title() == "dequantized weights, 100 images"
     ax = Figure().add_subplot(projection="3d")
     plots.loss_relief(ax, with_holes(a_plane(), endless=1), log=True, limits=(0.1, 1.0))
     assert ax.get_zlabel() == "log₁₀ loss (nats)"
@@ -180,6 +190,7 @@ def test_a_path_its_chord_and_its_barrier(ax):
     np.testing.assert_allclose(ax.lines[1].get_xdata(), [0, 0.5, 1])
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [1, 2, 3])
     assert ax.get_xlabel() == "t: 0 is float, 1 is W2"
+    assert ax.get_title() == "dequantized weights, 100 images"
     assert ax.get_ylabel() == "loss (nats)"
 
 

@@ -179,7 +179,7 @@ def test_toy_decay_is_relative(ax, toy):
     often = toy.window_events[:, 1] / 0.6
     assert lines(ax)["how often / (2d/s)"].get_ydata().tolist() == pytest.approx(often.tolist())
     far = toy.window_spread[:, 1] / 0.01
-    assert lines(ax)["how far / (ηs)"].get_ydata().tolist() == pytest.approx(far.tolist())
+    assert lines(ax)["how far / (η₀s)"].get_ydata().tolist() == pytest.approx(far.tolist())
     assert lines(ax)["learning rate / first"].get_ydata().tolist() == [1] * 4
     assert lines(ax)["learning rate / first"].get_xdata().tolist() == [50, 100, 150, 200]
     assert ax.get_title() == "cosine learning rate"

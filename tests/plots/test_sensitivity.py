@@ -92,9 +92,12 @@ def test_lines_are_effects_by_layer_and_the_legend_compares_the_sum(ax):
     bars = ax.containers[0].lines[2][0].get_segments()
     np.testing.assert_allclose(bars[0][:, 1], [0.9, 1.1])
     words = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert words == ["2 bit: sum 3, together 4", "4 bit: sum 0.25, together 0.12"]
+    assert words == [
+        "2 bit: sum 3 ± 0.2,\ntogether 4 ± 0.3",
+        "4 bit: sum 0.25,\ntogether 0.12",
+    ]
     assert ax.get_ylabel() == "change of loss (nats)"
-    assert ax.get_title() == "net weights and inputs, one layer"
+    assert ax.get_title() == "net weights and inputs, one layer, 100 images"
     assert ax.get_yscale() == "symlog"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
     assert plt.get_fignums() == []

@@ -15,7 +15,7 @@ def test_points_with_their_values(ax):
     assert points == [[0.5, 0], [2.0, 1]]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["float", "W2"]
     assert ax.get_xlabel() == "rise of the loss (nats)"
-    assert ax.get_title() == "largest rise (20 steps)\nball of ρ = 0.05"
+    assert ax.get_title() == "largest rise (20 steps)\nball of ρ = 0.05, 100 images"
     assert [t.get_text() for t in ax.texts] == ["0.5", "2"]
 
 
@@ -25,7 +25,7 @@ def test_averages_have_error_bars(ax):
     error = np.std(rises, ddof=1) / 2
     (bar,) = ax.collections
     np.testing.assert_allclose(bar.get_segments()[0][:, 0], [0.25 - error, 0.25 + error])
-    assert ax.get_title() == "mean rise ± standard error\nnoise of σ = 0.01"
+    assert ax.get_title() == "mean rise ± standard error\nnoise of σ = 0.01, 100 images"
     assert ax.texts[0].get_text() == "0.25 ± 0.06"
 
 

@@ -4,7 +4,7 @@ import seaborn as sns
 from matplotlib.colors import is_color_like, to_rgb
 
 from qatviz.plots import COLOURS, use_style
-from qatviz.plots.style import check_kind, colours_of
+from qatviz.plots.style import by_label, check_kind, colours_of, images, joined, plus_minus
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,60 @@ def test_a_record_of_another_kind_is_refused(record):
         check_kind(record, int)
 
 
-@pytest.mark.parametrize("record", [1, [1, 2], {"a": 1}])
-def test_a_record_of_the_kind_passes(record):
-    check_kind(record, int)
+@pytest.mark.parametrize(
+    ("record", "ways"),
+    [
+        (1, {}),
+        (1, {"several": True}),
+        ({"a": 1}, {"several": True}),
+        ({"a": 1, "b": 2}, {"several": True, "one": False}),
+    ],
+)
+def test_a_record_of_the_kind_passes(record, ways):
+    check_kind(record, int, **ways)
+
+
+@pytest.mark.parametrize(
+    ("record", "ways", "words"),
+    [
+        ([1, 2], {"several": True}, "got list of int; allowed: a single one or several by label"),
+        ({"a": 1}, {}, "got dict of int; allowed: a single one$"),
+        (1, {"several": True, "one": False}, "got int; allowed: several by label in a mapping$"),
+        ({}, {"several": True}, "got nothing; allowed"),
+        ({"a": [1], "b": "c"}, {"several": True}, "got list of int, str; allowed"),
+    ],
+)
+def test_the_right_record_in_another_container_is_refused(record, ways, words):
+    with pytest.raises(ValueError, match=f"this draws records of class int, {words}"):
+        check_kind(record, int, **ways)
+
+
+def test_records_by_label():
+    class Named(int):
+        label = "LSQ"
+
+    assert by_label({2: 5, "a": 6}, int) == {"2": 5, "a": 6}
+    assert by_label(5, int) == {"": 5}
+    assert by_label(Named(5), int) == {"LSQ": 5}
+    with pytest.raises(ValueError, match="got list of int"):
+        by_label([5], int)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "form", "words"),
+    [
+        (1.2345, 0.0417, ".3g", "1.23 ± 0.04"),
+        (40.0, 12.6, ".1f", "40.0 ± 10"),
+        (0.5, float("nan"), ".3g", "0.5"),
+        (2.0, 0.0, ".3f", "2.000 ± 0"),
+    ],
+)
+def test_a_number_and_its_error(value, error, form, words):
+    assert plus_minus(value, error, form) == words
+
+
+def test_words_and_counts():
+    assert joined("", "a") == "a"
+    assert joined("b", "a") == "b: a"
+    assert images([2000]) == images(iter([2000, 2000])) == "2,000 images"
+    assert images([3, 1, 2]) == "1 to 3 images"

@@ -94,7 +94,11 @@ def test_draws_on_one_pair_of_axes():
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ({}, "there are no records"),
+        ({}, "in a mapping by bits, got nothing"),
+        (pairs(1.0), "in a mapping by bits, got a Eigenvalues"),
+        ([pairs(1.0)], "in a mapping by bits, got a list"),
+        ({2: [pairs(1.0)]}, "class Eigenvalues, got list of Eigenvalues"),
+        ({"LSQ": {2: pairs(1.0)}, "CR": pairs(1.0)}, "got Eigenvalues; allowed: several by label"),
         ({"LSQ": {}}, "got nothing"),
         ({2: pairs(1.0), 3: bells(1.0)}, "class Eigenvalues, got SpectralDensity"),
         ({2: bells(1.0), 3: pairs(1.0)}, "class SpectralDensity, got Eigenvalues"),

@@ -87,3 +87,5 @@ def test_what_is_refused():
         oscillation_replay(path(moments=1))
     with pytest.raises(ValueError, match="class Trajectories, got Figure"):
         inspect.unwrap(oscillation_replay)(Figure())
+    with pytest.raises(ValueError, match="got list of Trajectories; allowed"):
+        inspect.unwrap(oscillation_replay)([path()])
