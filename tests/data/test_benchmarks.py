@@ -39,3 +39,18 @@ def test_the_way_to_a_batch_is_measured_beside_the_usual_loader():
     assert content["data"].startswith(("CIFAR-10 (JPEG)", "fashion-mini"))
     assert rows["data path", "dataloader"]["ratio"] <= 1 / 8
     assert rows["data path in step", "float step"]["ratio"] <= 0.03
+
+
+def test_analyses_are_measured_beside_their_peers():
+    content = json.loads((RUNS / "bench_analysis.json").read_text())
+    rows = {(row["what"], row["peer"]): row for row in content["rows"]}
+    curvature = ("pyhessian", "hessian-eigenthings", "curvlinops")
+    assert {peer for what, peer in rows if what == "top-50 eigenvalues"} == set(curvature)
+    assert rows["top-50 eigenvalues", "pyhessian"]["ratio"] <= 0.1
+    for peer in curvature[1:]:
+        assert rows["top-50 eigenvalues", peer]["ratio"] <= 1
+    assert rows["top-50 eigenvalues, worst pair's residual", "pyhessian"]["ratio"] < 1
+    assert rows["landscape", "forward"]["ratio"] <= 1.1
+    assert rows["landscape", "loss-landscapes"]["ratio"] <= 1
+    assert rows["oscillation tracking", "step"]["ratio"] <= 0.05
+    assert rows["memory, 2,048 images", "256 images"]["ratio"] <= 1.1
