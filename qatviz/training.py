@@ -46,6 +46,8 @@ def fit(
     schedule: Schedule,
     observers: Iterable[Observer] = (),
     *,
+    unlabelled: Split | None = None,
+    ratio: int = 1,
     validation: Split | None = None,
     label: str | None = None,
     checkpoint: str | Path | None = None,
@@ -86,6 +88,10 @@ def fit(
         test: Test images, looked at once, after the last epoch.
         schedule: Epochs, batch size, rates, precision, seed.
         observers: Called after each step. Default: none.
+        unlabelled: Images whose labels are not read. Each batch is followed by some of them,
+            drawn without replacement in an epoch, with label −1, in the same forward pass. An
+            epoch stays one pass over ``train``. Default: None.
+        ratio: How many of them for each image of ``train``. Default: 1 (ours; FixMatch: 7).
         validation: Images for the accuracy after each epoch, and for every choice. Default:
             None: no curve, no choice.
         label: Name of the run. Default: the method's class.
@@ -113,10 +119,11 @@ def fit(
     """
     path = None if checkpoint is None else Path(checkpoint)
     observers, name = tuple(observers), label or type(method).__name__
-    for split in (train, test) if validation is None else (train, test, validation):
-        check_fit(student, split)
+    for split in (train, test, unlabelled, validation):
+        if split is not None:
+            check_fit(student, split)
     job = _Job(
-        *(student, method, train, test, validation, schedule, observers),
+        *(student, method, train, test, unlabelled, ratio, validation, schedule, observers),
         *(name, path, resume, compile, progress),
     )
     fabric = _fabric(accelerator, devices, schedule)
@@ -140,6 +147,8 @@ class _Job:
     method: Method
     train: Split
     test: Split
+    unlabelled: Split | None
+    ratio: int
     validation: Split | None
     schedule: Schedule
     observers: tuple[Observer, ...]
@@ -171,6 +180,7 @@ class _Job:
     def identity(self, processes: int) -> dict[str, Any]:
         """What must be the same for a checkpoint to be this run's."""
         plain = (bool, int, float, str, type(None))
+        splits = ("train", "unlabelled", "validation")
         settings = {
             f"method{f'.{name}' * bool(name)}.{key}": value
             for name, module in self.method.named_modules()
@@ -184,8 +194,8 @@ class _Job:
             "method": type(self.method).__name__,
             "observers": [type(observer).__name__ for observer in self.observers],
             "processes": processes,
-            "train": _fingerprint(self.train),
-            "validation": None if self.validation is None else _fingerprint(self.validation),
+            "ratio": self.ratio,
+            **{name: _fingerprint(getattr(self, name)) for name in splits},
         }
 
 
@@ -220,6 +230,8 @@ class _Loop:
         self.before, self.began = 0.0, time.perf_counter()
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "student": None}
         self.identity = job.identity(fabric.world_size) if job.checkpoint else {}
+        # What convolutions read fastest; a teacher that is copied from the student has it too.
+        job.student.to(memory_format=torch.channels_last)
         job.method.prepare(job.student, job.train)  # with one seed: the same in all processes
         if fabric.global_rank:
             torch.manual_seed(job.schedule.seed + fabric.global_rank)
@@ -228,19 +240,38 @@ class _Loop:
         self.model, *self.optimizers = fabric.setup(model, *optimizers)
         job.method.to(fabric.device)
         self.train = _on(fabric.device, job.train)
+        self.unlabelled = job.unlabelled and _on(fabric.device, job.unlabelled)
         if job.checkpoint and job.checkpoint.exists():
             self.load(job.checkpoint)
 
     def batches(self) -> Iterator[Batch]:
         """One epoch of raw images in random order, this process's part of each batch."""
-        order = torch.randperm(len(self.train))
+        steps = len(self.train) // self.job.batch
+        labelled = self.drawn(self.train, steps, self.job.batch)
+        if self.unlabelled is None:
+            yield from labelled
+            return
+        others = self.drawn(self.unlabelled, steps, self.job.batch * self.job.ratio)
+        for (images, labels), (more, hidden) in zip(labelled, others, strict=True):
+            both = zip((images, labels), (more, torch.full_like(hidden, -1)), strict=True)
+            yield tuple(self.joined(*pair) for pair in both)
+
+    def drawn(self, data: Split, steps: int, size: int) -> Iterator[Batch]:
+        """Batches of a split, drawn anew only when all of it has been seen."""
+        passes = max(1, -(-steps * size // len(data)))
+        order = torch.cat([torch.randperm(len(data)) for _ in range(passes)])
         if self.fabric.world_size > 1:
             order = self.fabric.broadcast(order)
-        size = self.job.batch
-        for chosen in order.split(size)[: len(order) // size]:
+        for chosen in order.split(size)[:steps]:
             own = chosen[self.fabric.global_rank :: self.fabric.world_size]
             own = own.to(self.fabric.device)
-            yield self.train.images.index_select(0, own), self.train.labels[own]
+            yield data.images.index_select(0, own), data.labels[own]
+
+    def joined(self, labelled: Tensor, others: Tensor) -> Tensor:
+        """One behind the other, in each of the parts that gradients are accumulated over."""
+        parts = self.job.schedule.accumulate
+        pairs = zip(labelled.chunk(parts), others.chunk(parts), strict=True)
+        return torch.cat([part for pair in pairs for part in pair])
 
     def descend(self, batch: Batch) -> None:
         """One step, and what follows it."""
@@ -345,7 +376,8 @@ class _Loop:
         job, student = self.job, self.job.student
         state = self.best["student"] or self.answering().state_dict()
         student.load_state_dict({k: deepcopy(v) for k, v in state.items()})
-        accuracy = evaluate(student.eval(), job.test)
+        student.eval().to(memory_format=torch.contiguous_format)
+        accuracy = evaluate(student, job.test)
         machine = describe_machine() | {
             "device": _device_name(self.fabric.device),
             "processes": self.fabric.world_size,
@@ -436,6 +468,7 @@ def _check_job(job: _Job, processes: int) -> None:
             f"a batch of {job.batch} images cannot be cut into {parts} equal parts "
             f"({processes} processes, accumulate {schedule.accumulate})"
         )
+    _check_unlabelled(job)
     if schedule.keep == "best" and job.validation is None:
         raise ValueError("keep is 'best', which needs validation images to choose by")
     if schedule.keep == "best" and (job.validation.labels < 0).all():
@@ -448,6 +481,17 @@ def _check_job(job: _Job, processes: int) -> None:
         raise ValueError(
             f"{job.checkpoint} exists: resume=True goes on from it; to start anew, delete it"
         )
+
+
+def _check_unlabelled(job: _Job) -> None:
+    if job.ratio < 1:
+        raise ValueError(f"ratio is {job.ratio}; allowed: 1 or more unlabelled images for each")
+    if job.unlabelled and _normalised(job.unlabelled) != _normalised(job.train):
+        raise ValueError("unlabelled images are normalised by other numbers than those of train")
+
+
+def _normalised(data: Split) -> tuple[list[float], list[float]]:
+    return list(data.mean), list(data.std)
 
 
 def _check_same(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
@@ -478,8 +522,10 @@ def _alike(one: Any, other: Any) -> bool:
     return torch.equal(one, other.cpu()) if isinstance(one, Tensor) else one == other
 
 
-def _fingerprint(data: Split) -> str:
+def _fingerprint(data: Split | None) -> str | None:
     """A hash of the images, the labels and the normalisation."""
+    if data is None:
+        return None
     digest = hashlib.blake2b(repr((data.mean, data.std)).encode(), digest_size=8)
     for tensor in (data.images, data.labels):
         # As bytes, because NumPy has no bfloat16.
