@@ -3,7 +3,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatviz.augment import crop, crop_flip, flip, unchanged
+from qatviz.augment import (
+    auto_augment,
+    crop,
+    crop_flip,
+    crop_flip_cutout,
+    cutmix,
+    cutout,
+    flip,
+    gaussian_noise,
+    jitter,
+    mixup,
+    rand_augment,
+    strong,
+    unchanged,
+)
 
 IMAGES = torch.randint(1, 256, (64, 3, 6, 5), dtype=torch.uint8)
 
@@ -157,3 +171,81 @@ def test_gradients_go_back_to_the_pixels_that_are_seen():
     assert set(gradient.unique().tolist()) == {0.0, 1.0}
     # Every pixel of these images is above zero, every one that a shift brought in is zero.
     assert gradient.sum() == (seen > 0).sum()
+
+
+UINT8 = [cutout, gaussian_noise, jitter, rand_augment, auto_augment, crop_flip_cutout, strong]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("view", UINT8)
+def test_strong_views_keep_shape_and_type_and_leave_their_input_alone(view, channels):
+    images = torch.randint(0, 256, (8, channels, 12, 12), dtype=torch.uint8)
+    before = images.clone()
+    torch.manual_seed(0)
+    seen = view(images)
+    assert (seen.shape, seen.dtype) == (images.shape, torch.uint8)
+    assert torch.equal(images, before)
+    assert not torch.equal(seen, images)
+    torch.manual_seed(0)
+    assert torch.equal(view(images), seen)
+
+
+@pytest.mark.parametrize("view", [jitter, rand_augment, auto_augment])
+def test_each_image_draws_its_own_changes(view):
+    images = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8).expand(24, -1, -1, -1)
+    assert len({image.numpy().tobytes() for image in view(images)}) > 6
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_cutout_greys_one_square_pixel_by_pixel(dtype):
+    images = torch.full((700, 2, 9, 7), 250).to(dtype)
+    grey = 127 if dtype == torch.uint8 else 0.5
+    sizes = set()  # of nine, one comes with probability 1/63
+    for image in cutout(images, size=4):
+        assert torch.equal(image[0], image[1])
+        rows, columns = (image[0] != 250).nonzero().unbind(1)
+        top, left = rows.min().item(), columns.min().item()
+        height, width = rows.max().item() - top + 1, columns.max().item() - left + 1
+        assert len(rows) == height * width
+        assert (image[0, top : top + height, left : left + width] == grey).all()
+        # Smaller only where it hangs over the border.
+        assert height == 4 or top == 0 or top + height == 9
+        assert width == 4 or left == 0 or left + width == 7
+        sizes.add((height, width))
+    assert max(sizes) == (4, 4)
+    assert len(sizes) == 9  # 2 to 4 pixels either way
+
+
+def test_noise_has_its_deviation_and_stays_in_range():
+    grey = torch.full((20, 1, 50, 50), 0.5)
+    seen = gaussian_noise(grey, deviation=0.1)
+    # 50,000 numbers: the standard error of the deviation is 0.3 %.
+    assert (seen - 0.5).std().item() == pytest.approx(0.1, rel=0.02)
+    assert (seen - 0.5).mean().item() == pytest.approx(0, abs=0.002)
+    black = gaussian_noise(torch.zeros(4, 1, 50, 50, dtype=torch.uint8), deviation=0.1)
+    assert 0.4 < (black == 0).float().mean().item() < 0.6
+    assert black.float()[black > 0].mean().item() == pytest.approx(0.0798 * 255, rel=0.05)
+
+
+def test_cutmix_takes_a_box_of_the_partner_and_counts_its_pixels():
+    images = torch.arange(64).view(-1, 1, 1, 1).expand(-1, 2, 8, 6).contiguous()
+    mixed, partner, share = cutmix(images)
+    assert sorted(partner.tolist()) == list(range(64))
+    for own, (image, other, part) in enumerate(zip(mixed, partner, share, strict=True)):
+        assert set(image.unique().tolist()) <= {own, other.item()}
+        if other != own:
+            assert part.item() == pytest.approx((image[0] == own).float().mean().item())
+    # The share that stays is uniform but for the border: it is never smaller than drawn.
+    assert 0.5 < share.mean().item() < 0.85
+
+
+def test_mixup_is_the_weighted_mean():
+    images = torch.rand(400, 1, 3, 3)
+    mixed, partner, share = mixup(images)
+    for image, own, other, part in zip(mixed, images, images[partner], share, strict=True):
+        assert torch.allclose(image, part * own + (1 - part) * other, atol=1e-6)
+    # Uniform: mean 1/2 and variance 1/12, standard errors 0.014 and 0.004.
+    assert share.mean().item() == pytest.approx(0.5, abs=0.06)
+    assert share.var().item() == pytest.approx(1 / 12, abs=0.016)
+    bytes_, _, _ = mixup(torch.randint(0, 256, (9, 1, 3, 3), dtype=torch.uint8))
+    assert bytes_.dtype == torch.uint8
