@@ -1,6 +1,7 @@
 """Models that another model learns from: frozen copies, and averages over training."""
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,12 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+def ema_update(
+    teacher: nn.Module,
+    student: nn.Module,
+    decay: float,
+    names: Collection[str] | None = None,
+) -> None:
     """Move a teacher towards its student, in place: an exponential moving average.
 
     With decay α, for every parameter and every floating buffer, found by name::
@@ -34,6 +40,7 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
         teacher: A ``frozen_copy`` of the student, earlier.
         student: The model that is trained. It is never modified.
         decay: α, 0 to 1.
+        names: Parameters and buffers to move; others stay. Default: None: all.
 
     Raises:
         ValueError: If the names or the shapes of the two differ.
@@ -41,9 +48,10 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     Source: Tarvainen & Valpola 2017 (Mean Teacher), arXiv 1703.01780, section 2, for the
     parameters; the paper's released code does not average buffers (ours).
     """
-    pairs = _pairs(teacher, student)
+    found = _pairs(teacher, student)
     if decay == 1:
         return
+    pairs = [pair for name, pair in found.items() if names is None or name in names]
     moving = [pair for pair in pairs if pair[0].is_floating_point()]
     if moving:
         torch._foreach_lerp_([t for t, _ in moving], [s for _, s in moving], 1 - decay)
@@ -52,8 +60,8 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
             t.copy_(s)
 
 
-def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Parameters and buffers of the two that have the same name."""
+def _pairs(teacher: nn.Module, student: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Parameters and buffers of the two, by their name."""
     ours, theirs = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (teacher, student))
     problems = [f"only one has {name}" for name in sorted(ours.keys() ^ theirs.keys())]
     problems += [
@@ -63,4 +71,4 @@ def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]
     ]
     if problems:
         raise ValueError(f"the teacher is no copy of the student: {'; '.join(problems)}")
-    return [(tensor, theirs[name]) for name, tensor in ours.items()]
+    return {name: (tensor, theirs[name]) for name, tensor in ours.items()}

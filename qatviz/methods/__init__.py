@@ -2,19 +2,23 @@
 
 from qatviz.methods.averaging import AveragedWeights
 from qatviz.methods.base import CrossEntropy, Method, Wrapper
+from qatviz.methods.consistency import ConsistencyRegularization
 from qatviz.methods.dampening import Dampening
 from qatviz.methods.ewgs import HessianScaling, match_outputs
 from qatviz.methods.freezing import IterativeFreezing
 from qatviz.methods.kd import HintonKD
+from qatviz.methods.views import TwoViews
 
 __all__ = [
     "AveragedWeights",
+    "ConsistencyRegularization",
     "CrossEntropy",
     "Dampening",
     "HessianScaling",
     "HintonKD",
     "IterativeFreezing",
     "Method",
+    "TwoViews",
     "Wrapper",
     "match_outputs",
 ]

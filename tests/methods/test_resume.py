@@ -7,6 +7,7 @@ import torch
 
 from qatviz.methods import (
     AveragedWeights,
+    ConsistencyRegularization,
     CrossEntropy,
     Dampening,
     HessianScaling,
@@ -35,6 +36,7 @@ CASES = {
         lambda: AveragedWeights(Dampening(freezing(), 0.5), 0.7),
         partial(tiny, partial(LSQ, bits=3, axis=0)),
     ),
+    "consistency": (lambda: ConsistencyRegularization(CE(), decay=0.8), lsq),
     "around curvature": (
         lambda: AveragedWeights(HessianScaling(CE(), every=1, batches=1, samples=3), 0.7),
         ewgs,
