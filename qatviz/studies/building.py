@@ -131,10 +131,18 @@ def train(
         # What such an observer saw before an interruption is lost, so all begins anew.
         checkpoint.unlink(missing_ok=True)
     images = data.train if experiment.images is None else data.train.subset(experiment.images)
+    if experiment.repeat > 1:
+        images = replace(
+            images,
+            images=images.images.repeat(experiment.repeat, 1, 1, 1),
+            labels=images.labels.repeat(experiment.repeat),
+        )
     run = fit(
         *(student, method, images, data.test),
         replace(experiment.schedule, seed=experiment.seed),
         [*observers.values(), Watch(watch)],
+        unlabelled=data.train if experiment.unlabelled else None,
+        ratio=max(experiment.unlabelled, 1),
         validation=data.validation,
         label=experiment.name,
         checkpoint=checkpoint,

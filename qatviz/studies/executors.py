@@ -1,7 +1,10 @@
 """Where cells are run: anything with ``submit()``. Here is only what heals it."""
 
 import multiprocessing
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import partial
@@ -12,6 +15,7 @@ def processes(jobs: int) -> Callable[[], ProcessPoolExecutor]:
     """Processes of this machine, as ``study`` takes them.
 
     Each is a fresh interpreter: forked ones hang once torch has computed with several threads.
+    They end with this process, also where it is killed.
     A script must therefore be guarded by ``if __name__ == "__main__"``.
 
     Args:
@@ -26,7 +30,23 @@ def processes(jobs: int) -> Callable[[], ProcessPoolExecutor]:
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs!r}")
     context = multiprocessing.get_context("spawn")
-    return partial(ProcessPoolExecutor, jobs, mp_context=context)
+    own = {"initializer": live_with, "initargs": (os.getpid(),)}
+    return partial(ProcessPoolExecutor, jobs, mp_context=context, **own)
+
+
+def live_with(parent: int) -> None:
+    """In a worker: end this process once the one that started it is gone, by whatever means.
+
+    Args:
+        parent: Its number.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # whoever would have heard of the result is gone
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Pool:

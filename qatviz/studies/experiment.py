@@ -47,6 +47,10 @@ class Experiment:
         data: Name of the data set, as ``datasets.load`` knows it. Default: "fashion-mini".
         root: Where its files are. Default: None, as ``datasets.load``.
         images: Train on the first so many images (splits are stratified). Default: None: all.
+        repeat: How often an epoch passes over them, so that few images can be trained on for as
+            many steps and with as few validations as many. Default: 1.
+        unlabelled: So many images of the training set follow each image of a batch, their labels
+            hidden; with ``images`` a small number of labels and all images. Default: 0.
         model: Makes the float network; ``classes`` and ``in_channels`` are filled in from the
             data where it takes them. Default: ``small_resnet``.
         start: The weights to begin from: the name of a checkpoint in ``data/runs`` such as
@@ -83,6 +87,8 @@ class Experiment:
     data: Any = "fashion-mini"
     root: Any = None  # str | None
     images: Any = None  # int | None
+    repeat: Any = 1  # int
+    unlabelled: Any = 0  # int
     model: Any = small_resnet  # Part
     start: Any = None  # str | Experiment | None
     bits: Any = None  # int | tuple[int | None, int | None] | None
@@ -333,7 +339,9 @@ def _description(e: Experiment) -> dict[str, Any]:
     w, a = e.pair
     return {
         "data": {"name": e.data, "images": e.images}
-        | ({"root": e.root} if e.data == "imagefolder" else {}),
+        | ({"root": e.root} if e.data == "imagefolder" else {})
+        | ({"repeat": e.repeat} if e.repeat != 1 else {})
+        | ({"unlabelled": e.unlabelled} if e.unlabelled else {}),
         "model": describe(e.model),
         "start": start,
         "bits": [w, a],
@@ -399,14 +407,22 @@ def _plain_problems(e: Experiment) -> Iterable[str]:
         yield f"root must be None or a folder, got {e.root!r}"
     if not isinstance(e.label, str):
         yield f"label must be text, got {e.label!r}"
-    if not (e.images is None or (_whole(e.images) and e.images >= 1)):
-        yield f"images must be None or a whole number from 1, got {e.images!r}"
-    if not (_whole(e.seed) and 0 <= e.seed < 2**63):
-        yield f"seed must be a whole number from 0 to 2^63 - 1, got {e.seed!r}"
+    yield from _number_problems(e)
     if not isinstance(e.schedule, Schedule):
         yield f"schedule must be a Schedule, got {e.schedule!r}"
     elif e.schedule.seed != 0:
         yield f"the seed of the schedule must stay 0 (seed= is used), got {e.schedule.seed}"
+
+
+def _number_problems(e: Experiment) -> Iterable[str]:
+    if not (e.images is None or (_whole(e.images) and e.images >= 1)):
+        yield f"images must be None or a whole number from 1, got {e.images!r}"
+    if not (_whole(e.repeat) and e.repeat >= 1):
+        yield f"repeat must be a whole number from 1, got {e.repeat!r}"
+    if not (_whole(e.unlabelled) and e.unlabelled >= 0):
+        yield f"unlabelled must be a whole number from 0, got {e.unlabelled!r}"
+    if not (_whole(e.seed) and 0 <= e.seed < 2**63):
+        yield f"seed must be a whole number from 0 to 2^63 - 1, got {e.seed!r}"
 
 
 def _unnamed(e: Experiment) -> Iterable[str]:

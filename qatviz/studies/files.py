@@ -34,7 +34,15 @@ ROOMS = {
     "observers": ("tracking", "analysis"),
     "analyses": ("analysis",),
 }
-ARGUMENTS = ("augment", "methods", "quantizers", "models", "losses", "analysis")
+ARGUMENTS = (
+    "augment",
+    "methods",
+    "methods.ramps",
+    "quantizers",
+    "models",
+    "losses",
+    "analysis",
+)
 FIELDS = tuple(field.name for field in fields(Experiment))
 SCHEDULE = tuple(field.name for field in fields(Schedule))
 

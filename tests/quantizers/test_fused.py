@@ -122,6 +122,29 @@ def test_a_second_derivative_is_that_of_the_formulas(taken):
     assert fast.abs() > 1e-2
 
 
+def test_torchs_fused_operator_has_no_second_derivative_and_ours_has():
+    # Why curvature is not measured through torch's own. On −2 … 1 times 0.3: two are clipped.
+    weight = torch.tensor([-0.9, -0.5, -0.2, 0.1, 0.26, 0.5], requires_grad=True)
+    quantizer, zero = lsq(0.3, signed=True), torch.zeros(1)
+    scale = torch.tensor([0.3], requires_grad=True)
+
+    def theirs():
+        return torch._fake_quantize_learnable_per_tensor_affine(weight, scale, zero, -2, 1, 1.0)
+
+    def first(level):
+        return torch.autograd.grad(level.pow(4).sum(), weight, create_graph=True)[0]
+
+    assert torch.equal(theirs(), quantizer(weight))
+    torch.testing.assert_close(first(theirs()), first(quantizer(weight)))
+    with pytest.raises(RuntimeError, match="is not implemented"):
+        torch.autograd.grad(first(theirs()).sum(), weight)
+    # The second derivative of the loss at the levels, nothing where the weight is clipped.
+    (second,) = torch.autograd.grad(first(quantizer(weight)).sum(), weight)
+    inside = torch.tensor([0, 1, 1, 1, 1, 0])
+    levels = torch.tensor([-0.6, -0.6, -0.3, 0.0, 0.3, 0.3])
+    torch.testing.assert_close(second, 12 * levels**2 * inside)
+
+
 def test_transforms_and_forward_mode_take_the_formulas(monkeypatch):
     quantizer, x = lsq(0.3), torch.rand(3, 4)
     parameters = dict(quantizer.named_parameters())

@@ -156,3 +156,11 @@ def count_parameters(student, *, scale: int = 1):
 def broken_analysis(student, data):
     """An analysis that fails."""
     raise RuntimeError("no analysis")
+
+
+def number_and_sleep(path):
+    """Write the number of this process down, whole, and stay."""
+    temporary = Path(f"{path}.new")
+    temporary.write_text(str(os.getpid()))
+    temporary.rename(path)
+    time.sleep(600)

@@ -3,8 +3,12 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import loky
 import pytest
@@ -80,3 +84,43 @@ def test_what_broke_is_told_from_what_failed():
 def test_what_is_no_executor_is_refused():
     with pytest.raises(ValueError, match=r"executor must have submit\(\), or be a factory"):
         Pool(3)
+
+
+LONELY = """
+import time
+from qatviz.studies import processes
+from tests.studies.grids import number_and_sleep
+
+if __name__ == "__main__":
+    pool = processes(1)()
+    pool.submit(number_and_sleep, PATH)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    script, told = tmp_path / "lonely.py", tmp_path / "worker"
+    script.write_text(LONELY.replace("PATH", repr(str(told))))
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    parent = subprocess.Popen([sys.executable, script], cwd=root, env=environment)
+    try:
+        wait_for(told.exists, 60)
+        worker = int(told.read_text())
+        assert alive(worker)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not alive(worker), 20)
+
+
+def alive(process):
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True)
+    return bool(found.stdout.strip()) and not found.stdout.startswith(b"Z")  # not yet buried
+
+
+def wait_for(true, seconds):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -42,6 +42,8 @@ def test_the_hash_is_the_sha256_of_the_canonical_description():
 CHANGES = {
     "data": "cifar10",
     "images": 7,
+    "repeat": 3,
+    "unlabelled": 2,
     "model": small_cnn,
     "start": "float_small_resnet",
     "bits": (3, 2),
@@ -154,6 +156,9 @@ def test_an_arm_is_what_seeds_have_in_common_with_their_starts():
         ({"seed": -1}, r"seed must be a whole number"),
         ({"seed": "0"}, r"seed must be a whole number"),
         ({"images": 0}, r"images must be None or a whole number from 1"),
+        ({"repeat": 0}, r"repeat must be a whole number from 1, got 0"),
+        ({"unlabelled": -1}, r"unlabelled must be a whole number from 0, got -1"),
+        ({"unlabelled": None}, r"unlabelled must be a whole number from 0, got None"),
         ({"start": "float_small_resnt"}, r"is unknown; did you mean float_small_resnet\?"),
         ({"start": "/no/such.safetensors"}, r"/no/such.safetensors does not exist"),
         ({"start": 3}, r"start must be None, a name, a file or an Experiment"),
