@@ -1,6 +1,7 @@
 """What is true: models or arrays in, frozen records of NumPy arrays out."""
 
 from qatviz.analysis.as_released import released
+from qatviz.analysis.averaging import averaging_toy
 from qatviz.analysis.confidence import fit_temperature, reliability
 from qatviz.analysis.curvature import eigenvalues, spectral_density, trace
 from qatviz.analysis.curves import transfer_curve
@@ -37,6 +38,15 @@ from qatviz.analysis.perturbation import (
     input_noise,
     view_consistency,
     weight_noise,
+)
+from qatviz.analysis.propositions import (
+    convolution_mismatch,
+    divergence_as_sharpness,
+    equivalent_weight_change,
+    error_propagation,
+    multiplicative_weight_change,
+    pac_bayes_bound,
+    tolerated_noise,
 )
 from qatviz.analysis.sensitivity import bit_sensitivity, layer_sqnr, rank_agreement
 from qatviz.analysis.sharpness import (
@@ -75,6 +85,7 @@ __all__ = [
     "activation_entropy",
     "activation_histograms",
     "average_sharpness",
+    "averaging_toy",
     "batchnorm_drift",
     "between",
     "bin_distances",
@@ -82,11 +93,15 @@ __all__ = [
     "box_sharpness",
     "channel_sqnr",
     "code_entropy",
+    "convolution_mismatch",
     "corruption_accuracy",
     "decibels",
     "descent",
+    "divergence_as_sharpness",
     "eigenvalues",
     "eigenvector_directions",
+    "equivalent_weight_change",
+    "error_propagation",
     "fit_temperature",
     "gaussian_entropy",
     "gradient_agreement",
@@ -98,8 +113,10 @@ __all__ = [
     "line",
     "linear_cka",
     "measured_mu",
+    "multiplicative_weight_change",
     "oscillation_lottery",
     "oscillation_toy",
+    "pac_bayes_bound",
     "plane",
     "random_directions",
     "range_sweep",
@@ -115,6 +132,7 @@ __all__ = [
     "step_gradient",
     "step_ratios",
     "symmetric_range",
+    "tolerated_noise",
     "trace",
     "train_weight",
     "transfer_curve",

@@ -1,5 +1,6 @@
 """What it looks like: ``(ax, record) -> ax``. Draws only; never computes, never shows."""
 
+from qatviz.plots.averaging import averaging_toy
 from qatviz.plots.confidence import reliability, reliability_curves
 from qatviz.plots.curvature import against_bits, density, eigenvalues, spectrum, traces
 from qatviz.plots.curves import surrogate_gradient, transfer_curve
@@ -37,6 +38,11 @@ from qatviz.plots.perturbation import (
     view_consistency,
     weight_noise,
 )
+from qatviz.plots.propositions import (
+    convolution_mismatch,
+    divergence_as_sharpness,
+    error_propagation,
+)
 from qatviz.plots.sensitivity import layer_sqnr, sensitivity_lines, sensitivity_map
 from qatviz.plots.sharpness import sharpness_panels, sharpness_points
 from qatviz.plots.similarity import similarity_lines, similarity_map
@@ -53,6 +59,7 @@ __all__ = [
     "accuracy_difference",
     "accuracy_dots",
     "against_bits",
+    "averaging_toy",
     "batchnorm_drift",
     "bin_distances",
     "bits_curve",
@@ -61,12 +68,15 @@ __all__ = [
     "code_occupancy",
     "code_survival",
     "compared",
+    "convolution_mismatch",
     "corruption_accuracy",
     "corruption_means",
     "density",
     "descent",
+    "divergence_as_sharpness",
     "eigenvalues",
     "entropy_by_layer",
+    "error_propagation",
     "frequency_spread",
     "gradient_agreement",
     "histogram",

@@ -1,5 +1,6 @@
 """What analyses return and plots draw: frozen records of NumPy arrays, without torch."""
 
+from qatviz.records.averaging import AveragingToy
 from qatviz.records.confidence import Reliability, Temperature
 from qatviz.records.curvature import Eigenvalues, Setting, SpectralDensity, Trace
 from qatviz.records.entropy import CodeEntropy, GaussianCodes
@@ -16,6 +17,14 @@ from qatviz.records.perturbation import (
     ViewConsistency,
     WeightNoise,
 )
+from qatviz.records.propositions import (
+    ConvolutionMismatch,
+    DivergenceAsSharpness,
+    ErrorPropagation,
+    PACBayesBound,
+    ToleratedNoise,
+    WeightChange,
+)
 from qatviz.records.sensitivity import BitSensitivity, LayerEffects, LayerSQNR, RankAgreement
 from qatviz.records.sharpness import Sharpness
 from qatviz.records.similarity import Similarity
@@ -26,6 +35,7 @@ from qatviz.records.zoo import LearnedGrid, Released, ZooCurve, ZooErrors
 __all__ = [
     "AccuracyBySamples",
     "AccuracyDifference",
+    "AveragingToy",
     "BatchNormDrift",
     "BinDistances",
     "BitSensitivity",
@@ -33,9 +43,12 @@ __all__ = [
     "ChannelSQNR",
     "CodeEntropy",
     "Conditions",
+    "ConvolutionMismatch",
     "CorruptionAccuracy",
     "Descent",
+    "DivergenceAsSharpness",
     "Eigenvalues",
+    "ErrorPropagation",
     "GaussianCodes",
     "GradientAgreement",
     "Histogram",
@@ -51,6 +64,7 @@ __all__ = [
     "Oscillation",
     "OscillationLottery",
     "OscillationToy",
+    "PACBayesBound",
     "RangeSweep",
     "RankAgreement",
     "Released",
@@ -65,10 +79,12 @@ __all__ = [
     "StepRatios",
     "StepTrace",
     "Temperature",
+    "ToleratedNoise",
     "Trace",
     "Trajectories",
     "TransferCurve",
     "ViewConsistency",
+    "WeightChange",
     "WeightNoise",
     "ZooCurve",
     "ZooErrors",
