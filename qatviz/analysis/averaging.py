@@ -63,7 +63,7 @@ def averaging_toy(
         seed: Of the inputs. Default: 0 (ours).
 
     Returns:
-        Rates, measured and predicted.
+        A `records.AveragingToy`: rates, measured and predicted. Draw with ``plots.averaging_toy``.
 
     Raises:
         ValueError: If an argument is outside what is said here.

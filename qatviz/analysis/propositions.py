@@ -100,7 +100,8 @@ def divergence_as_sharpness(
         label: Name of the network. Default: none (ours).
 
     Returns:
-        The four numbers by length and image.
+        A `records.DivergenceAsSharpness`: the four numbers by length and image. Draw with
+        ``plots.divergence_as_sharpness``.
 
     Raises:
         ValueError: As ``subject``; or if a length is not above 0, ``of`` is another word,
@@ -227,7 +228,7 @@ def pac_bayes_bound(
         confidence: ξ, between 0 and 1. Default: 0.05 (ours).
 
     Returns:
-        The bound and its parts.
+        A `records.PACBayesBound`: the bound and its parts.
 
     Raises:
         ValueError: If a number is not in its range.
@@ -279,7 +280,8 @@ def tolerated_noise(
         progress: Whether to show a bar. Default: True.
 
     Returns:
-        Accuracy of every σ and draw; those that Ctrl-C prevented are NaN.
+        A `records.ToleratedNoise`: accuracy of every σ and draw; those that Ctrl-C prevented are
+        NaN.
 
     Raises:
         ValueError: As ``subject`` and ``Surface``; or if a σ is not above 0, ``points`` is
@@ -338,7 +340,7 @@ def equivalent_weight_change(
         delta: δ, its change, (features,).
 
     Returns:
-        ΔW, in float64, and what it does.
+        A `records.WeightChange`: ΔW, in float64, and what it does.
 
     Raises:
         ValueError: If the shapes do not fit, a number is not finite, or ``x`` is zero.
@@ -383,7 +385,7 @@ def multiplicative_weight_change(
         padding: Of the convolution, with zeros. Default: 0.
 
     Returns:
-        ΔW = W·diag(u), in float64, and what it does; without a bound.
+        A `records.WeightChange`: ΔW = W·diag(u), in float64, and what it does; without a bound.
 
     Raises:
         ValueError: If the shapes do not fit or a number is not finite.
@@ -434,7 +436,8 @@ def convolution_mismatch(
         label: Name of the change. Default: none (ours).
 
     Returns:
-        Residuals, computed in float64 on the CPU.
+        A `records.ConvolutionMismatch`: residuals, computed in float64 on the CPU. Draw with
+        ``plots.convolution_mismatch``.
 
     Raises:
         ValueError: If the shapes do not fit, a number is not finite, or the output of the
@@ -533,8 +536,9 @@ def error_propagation(
         label: Name of the network. Default: none (ours).
 
     Returns:
-        Numbers by layer, in the order of the forward pass, and image. Where a layer runs more
-        than once, its last run counts.
+        A `records.ErrorPropagation`: numbers by layer, in the order of the forward pass, and
+        image. Where a layer runs more than once, its last run counts. Draw with
+        ``plots.error_propagation``.
 
     Raises:
         ValueError: If the model is in training mode or not calibrated, has no layer, shapes do
