@@ -27,7 +27,7 @@ def divergence_as_sharpness(
     Raises:
         ValueError: If some are of weights and others of images.
     """
-    check_kind(records, DivergenceAsSharpness)
+    check_kind(records, DivergenceAsSharpness, one=False, several=True)
     of = sorted({record.of for record in records.values()})
     if len(of) > 1:
         raise ValueError(f"records are of displaced {' and '.join(of)}; allowed: one of them")
@@ -62,7 +62,9 @@ def convolution_mismatch(ax: Axes, records: Mapping[str, Sequence[ConvolutionMis
         The axes. Dots: images alone, with two standard errors; squares: all with one ΔW, where
         there are several; dotted: √(1 − unknowns/positions), what white noise would leave.
     """
-    check_kind([record for kind in records.values() for record in kind], ConvolutionMismatch)
+    for several in records.values():
+        sizes = dict(enumerate(several))
+        check_kind(sizes, ConvolutionMismatch, one=False, several=True)
     colours = colours_of(records)
     for name, kind in records.items():
         kind = sorted(kind, key=lambda record: record.height * record.width)
@@ -102,7 +104,7 @@ def error_propagation(ax: Axes, records: Mapping[str, ErrorPropagation]) -> Axes
     Raises:
         ValueError: If the layers differ.
     """
-    check_kind(records, ErrorPropagation)
+    check_kind(records, ErrorPropagation, one=False, several=True)
     first, layers = next((name, record.layers) for name, record in records.items())
     if different := [name for name, record in records.items() if record.layers != layers]:
         raise ValueError(f"{different[0]!r} has other layers than {first!r}")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from qatviz.studies import read_study
+from qatviz.studies import Experiment, read_study
 from qatviz.studies.cells import PROMOTED, find
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -30,9 +30,11 @@ def test_networks_to_be_looked_at_are_committed(name, tmp_path):
 
 
 def test_nothing_else_is_committed(tmp_path):
-    known = {e.hash for name in SHOWN for e in read_study(STUDIES / f"{name}.toml", tmp_path)}
+    """Cells of studies that are still under way are committed as they finish."""
+    cells = [e for path in STUDIES.glob("*.toml") for e in read_study(path, tmp_path)]
+    starts = [e.start for e in cells if isinstance(e.start, Experiment)]
     there = {folder.name for folder in PROMOTED.iterdir()}
-    assert there == known
+    assert there <= {e.hash for e in cells + starts}
     files = [file for file in PROMOTED.rglob("*") if file.is_file()]
     assert max(file.stat().st_size for file in files) < 0.5e6
     assert sum(file.stat().st_size for file in files) < 8e6
