@@ -118,11 +118,11 @@ def divergence_as_sharpness(
     if moved.surface.batchnorm == "batch":
         raise ValueError("BatchNorm takes the statistics of the images; allowed: 'running'")
     unit, name = _unit(moved, direction, of, seed)
-    shifts = unit.split(BATCH) if of == "images" else [unit] * len(moved.batches)
-    found = [
-        _displaced(moved, images, labels, shift, of, lengths)
-        for (images, labels), shift in zip(moved.batches, shifts, strict=True)
-    ]
+    found, seen = [], 0
+    for images, labels in moved.batches:
+        shift = unit[seen : seen + len(labels)] if of == "images" else unit
+        found.append(_displaced(moved, images, labels, shift, of, lengths))
+        seen += len(labels)
     return DivergenceAsSharpness(
         label,
         of,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
+from qatviz.analysis import moved
 from qatviz.analysis.landscape import Direction, random_directions
 from qatviz.analysis.propositions import (
     convolution_mismatch,
@@ -206,6 +207,15 @@ def test_without_rounded_activations_a_quantized_network_has_the_ratio_one_too()
     surface = Surface(low_bit(), activation_quantizers=False)
     found = divergence_as_sharpness(surface, DATA, lengths=(1e-4,))
     assert found.ratio[0] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("of", ["weights", "images"])
+def test_images_that_are_not_kept_give_the_same_numbers(of, monkeypatch):
+    options = {"of": of, "lengths": [0.1]}
+    kept = divergence_as_sharpness(cnn(), DATA, **options)
+    monkeypatch.setattr(moved, "KEPT", 0)
+    again = divergence_as_sharpness(cnn(), DATA, **options)
+    np.testing.assert_array_equal(again.divergence, kept.divergence)
 
 
 def test_many_images_pass_in_parts():
