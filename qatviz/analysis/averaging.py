@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float
 
+from qatviz.analysis.oscillation import check_pull
 from qatviz.records import AveragingToy
 
 CODES = ("student", "average of weights", "average of codes")
@@ -72,7 +72,8 @@ def averaging_toy(
     averages: Tarvainen & Valpola 2017 (Mean Teacher), arXiv 1703.01780. The predictions are ours.
     """
     goal = np.array(list(targets), dtype=float)
-    _check(goal, rate, decay, weights)
+    check_pull("averaging_toy", goal, rate)
+    _check(decay, weights)
     if min(updates, settle + 1, windows) < 1 or (settle + updates) % windows:
         raise ValueError(
             "averaging_toy: settle + updates must be a multiple of windows, all whole; got "
@@ -109,13 +110,7 @@ def averaging_toy(
     )
 
 
-def _check(goal: Float[np.ndarray, "targets"], rate: float, decay: float, weights: int) -> None:
-    if not len(goal) or not ((goal > 0) & (goal < 1)).all():
-        raise ValueError(
-            f"averaging_toy: targets must be strictly between 0 and 1, got {goal.tolist()}"
-        )
-    if not 0 < rate <= 1:
-        raise ValueError(f"averaging_toy: rate must be above 0, up to 1, got {rate!r}")
+def _check(decay: float, weights: int) -> None:
     if not 0 <= decay < 1:
         raise ValueError(f"averaging_toy: decay must be from 0 below 1, got {decay!r}")
     if weights < 2:

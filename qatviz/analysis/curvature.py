@@ -396,13 +396,12 @@ class _Run:
 
 
 def _looked_at(model: nn.Module | Surface) -> nn.Module:
-    """A copy to try images on: they are float32, and the BatchNorm of a surface may be training."""
-    surface = isinstance(model, Surface)
-    twin = copy.deepcopy(model.model if surface else model)
-    dtypes = {p.dtype for p in twin.parameters()} - {torch.float32, torch.float64}
+    """What to try images on: of a surface a copy, because its BatchNorm may be training."""
+    looked_at = copy.deepcopy(model.model).eval() if isinstance(model, Surface) else model
+    dtypes = {p.dtype for p in looked_at.parameters()} - {torch.float32, torch.float64}
     if dtypes:
         raise ValueError(f"parameters are {dtypes.pop()}; allowed: torch.float32, torch.float64")
-    return (twin.eval() if surface else twin).float()
+    return looked_at
 
 
 def _by_lanczos(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qatviz.analysis.subject import Loss, device_of
+from qatviz.analysis.subject import Loss, device_of, one_number
 from qatviz.analysis.surface import Surface
 from qatviz.analysis.twice import hasten
 from qatviz.datasets import Split
@@ -182,10 +182,7 @@ def gradient_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     Raises:
         ValueError: If the loss is no single number.
     """
-    if loss.numel() != 1:
-        raise ValueError(
-            f"loss must return one number, the mean over the images, got {list(loss.shape)}"
-        )
+    loss = one_number(loss)
     return list(
         torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         if loss.requires_grad

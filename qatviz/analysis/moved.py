@@ -7,12 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from qatviz.analysis.hessian import joins_images
-from qatviz.analysis.subject import Data, Loss, device_of, subject
+from qatviz.analysis.subject import Data, Loss, device_of, one_number, subject
 from qatviz.analysis.surface import Surface
-from qatviz.evaluation import reestimate_batchnorm
+from qatviz.evaluation import reestimate_batchnorm, running_norms
 from qatviz.quantizers import Quantizer
 from qatviz.records.landscape import Conditions
 
@@ -64,7 +63,6 @@ class Moved:
             raise ValueError(f"batch is {batch}; allowed: 1 or more, or None")
         self.surface = copy.deepcopy(model) if isinstance(model, Surface) else Surface(model)
         self.surface.point = self.surface.here()
-        _take_float32(self.surface.model)
         # BatchNorm of the images themselves is a training mode that was asked for.
         looked_at = copy.deepcopy(self.surface.model).eval()
         self.split = subject(looked_at, data, samples)
@@ -96,9 +94,6 @@ class Moved:
             yield images, labels.to(like.device)
 
     def _check_reestimation(self, training: Data) -> None:
-        norms = [
-            m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
-        ]
         if self.reestimate < 0:
             raise ValueError(f"reestimate is {self.reestimate} batches; allowed: 0 or more")
         if training is None:
@@ -106,7 +101,7 @@ class Moved:
                 "reestimate needs training images to estimate BatchNorm's statistics from: "
                 "pass training="
             )
-        if not norms or self.surface.batchnorm == "batch":
+        if not running_norms(self.model) or self.surface.batchnorm == "batch":
             raise ValueError("reestimate: there is no BatchNorm that uses running statistics")
 
     def __call__(self, vector: Float[Tensor, "size"]) -> tuple[float, float]:
@@ -133,7 +128,7 @@ class Moved:
         total = hits = 0
         for images, labels in self.batches:
             logits = self.model(images)
-            total = total + len(labels) * self._one(self.loss(logits, labels)).double()
+            total = total + len(labels) * one_number(self.loss(logits, labels)).double()
             largest = logits.max(1)
             right = (largest.indices == labels) & (largest.values == largest.values)  # no NaN
             hits = hits + right.sum()
@@ -155,7 +150,7 @@ class Moved:
         total, gradient = 0, torch.zeros_like(self.surface.point)
         for images, labels in self.batches:
             share = len(labels) / len(self.split)
-            loss = self._one(self.loss(self.model(images), labels))
+            loss = one_number(self.loss(self.model(images), labels))
             total = total + share * loss.detach().double()
             if loss.requires_grad:
                 parts = torch.autograd.grad(loss, self.surface.parameters, materialize_grads=True)
@@ -183,17 +178,3 @@ class Moved:
             batchnorm="re-estimated" if self.reestimate else surface.batchnorm,
             reestimate=self.reestimate,
         )
-
-    def _one(self, loss: Tensor) -> Tensor:
-        if loss.numel() != 1:
-            raise ValueError(
-                f"loss must return one number, the mean over the images, got {list(loss.shape)}"
-            )
-        return loss
-
-
-def _take_float32(model: nn.Module) -> None:
-    """Let a private copy of another type take images as a split gives them."""
-    dtype = next(model.parameters()).dtype
-    if dtype != torch.float32:
-        model.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))

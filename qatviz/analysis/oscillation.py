@@ -295,12 +295,7 @@ def batchnorm_drift(
 def _check_toy(
     goal: Float[np.ndarray, "targets"], rate: float, updates: int, schedule: str, windows: int
 ) -> None:
-    if not len(goal) or not ((goal > 0) & (goal < 1)).all():
-        raise ValueError(
-            f"oscillation_toy: targets must be strictly between 0 and 1, got {goal.tolist()}"
-        )
-    if not 0 < rate <= 1:
-        raise ValueError(f"oscillation_toy: rate must be above 0, up to 1, got {rate!r}")
+    check_pull("oscillation_toy", goal, rate)
     if windows < 1 or updates < 2 or updates % windows:
         raise ValueError(
             f"oscillation_toy: updates must be a multiple of windows, from 2 up; got {updates} "
@@ -310,6 +305,24 @@ def _check_toy(
         raise ValueError(
             f"oscillation_toy: schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}"
         )
+
+
+def check_pull(owner: str, goal: Float[np.ndarray, "targets"], rate: float) -> None:
+    """Refuse where a toy pulls its weights, or how hard.
+
+    Args:
+        owner: Name of the toy.
+        goal: Targets, in steps.
+        rate: η.
+
+    Raises:
+        ValueError: If there is no target, one is not between two levels, or ``rate`` is outside
+            its range.
+    """
+    if not len(goal) or not ((goal > 0) & (goal < 1)).all():
+        raise ValueError(f"{owner}: targets must be strictly between 0 and 1, got {goal.tolist()}")
+    if not 0 < rate <= 1:
+        raise ValueError(f"{owner}: rate must be above 0, up to 1, got {rate!r}")
 
 
 def _reversals(codes: np.ndarray) -> np.ndarray:

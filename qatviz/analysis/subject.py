@@ -111,14 +111,29 @@ def clean_loss(logits: Tensor, labels: Tensor, loss: Loss = cross_entropy) -> fl
             f"the logits of the model are not finite for {int((~fine).sum())} of {len(fine)} "
             f"images, first for image {int((~fine).nonzero()[0])}"
         )
-    value = loss(logits, labels)
-    if value.numel() != 1:
-        raise ValueError(
-            f"loss must return one number, the mean over the images, got {list(value.shape)}"
-        )
+    value = one_number(loss(logits, labels))
     if not value.isfinite():
         raise ValueError(f"the loss of the model on these images is {value.item()}: not finite")
     return value.item()
+
+
+def one_number(loss: Tensor) -> Tensor:
+    """Refuse what a loss returned if it is not one number.
+
+    Args:
+        loss: What it returned.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If it is several.
+    """
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss must return one number, the mean over the images, got {list(loss.shape)}"
+        )
+    return loss
 
 
 def device_of(model: nn.Module) -> torch.device:
