@@ -39,11 +39,11 @@ from qatviz.analysis.perturbation import (
     view_consistency,
     weight_noise,
 )
+from qatviz.analysis.propagation import error_propagation
 from qatviz.analysis.propositions import (
     convolution_mismatch,
     divergence_as_sharpness,
     equivalent_weight_change,
-    error_propagation,
     multiplicative_weight_change,
     pac_bayes_bound,
     tolerated_noise,
