@@ -60,6 +60,24 @@ def ema_update(
             t.copy_(s)
 
 
+def warmed_up(decay: float, step: int) -> float:
+    """The decay of an average that begins with a short window: min(α, 1 − 1/(t + 1)).
+
+    While the second is the smaller, the average is the plain mean of the student's states so far,
+    the first included.
+
+    Args:
+        decay: α, 0 to 1.
+        step: t, from 1.
+
+    Returns:
+        α_t.
+
+    Source: Tarvainen & Valpola 2017 (Mean Teacher), arXiv 1703.01780, released code.
+    """
+    return min(decay, 1 - 1 / (step + 1))
+
+
 def _pairs(teacher: nn.Module, student: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Parameters and buffers of the two, by their name."""
     ours, theirs = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (teacher, student))

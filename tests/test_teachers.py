@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qatviz.quantizers import EWGS, LSQ, Affine, LSQPlus
-from qatviz.teachers import ema_update, frozen_copy
+from qatviz.teachers import ema_update, frozen_copy, warmed_up
 from tests.methods.common import same, tiny
 
 
@@ -116,6 +116,38 @@ def test_buffers_that_are_not_saved_are_averaged_too():
 
 def test_a_model_without_numbers():
     ema_update(nn.Flatten(), nn.Flatten(), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("decay", "step", "wanted"),
+    [
+        (0.9, 1, 1 / 2),
+        (0.9, 2, 2 / 3),
+        (0.9, 8, 8 / 9),
+        (0.9, 9, 0.9),
+        (0.9, 10, 0.9),
+        (0.9, 10**6, 0.9),
+        (0.3, 1, 0.3),
+        (0.0, 1, 0.0),
+        (1.0, 99, 0.99),
+    ],
+)
+def test_a_decay_is_warmed_up(decay, step, wanted):
+    assert warmed_up(decay, step) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_while_it_warms_up_the_average_is_the_mean_of_what_was_there():
+    # α = 0.8: the window is full at the fourth step.
+    values = [3.0, -1.0, 4.0, 1.0, 5.0, 9.0]
+    student = nn.Identity()
+    student.register_buffer("number", torch.tensor(values[0], dtype=torch.float64))
+    teacher, found = frozen_copy(student), []
+    for step, value in enumerate(values[1:], 1):
+        student.number.fill_(value)
+        ema_update(teacher, student, warmed_up(0.8, step))
+        found.append(teacher.number.item())
+    # (3 − 1)/2, (3 − 1 + 4)/3, (3 − 1 + 4 + 1)/4, and the mean of five; then 0.8 of it.
+    assert found == pytest.approx([1.0, 2.0, 1.75, 2.4, 0.8 * 2.4 + 0.2 * 9], rel=1e-12)
 
 
 @pytest.mark.parametrize("decay", [0.5, 1.0])

@@ -7,6 +7,10 @@ from qatviz.methods.dampening import Dampening
 from qatviz.methods.ewgs import HessianScaling, match_outputs
 from qatviz.methods.freezing import IterativeFreezing
 from qatviz.methods.kd import HintonKD
+from qatviz.methods.mixing import MixedCrossEntropy
+from qatviz.methods.sparing import RememberingConsistency, SparingConsistency
+from qatviz.methods.switching import Switching
+from qatviz.methods.two_teachers import TwoTeachers
 from qatviz.methods.views import TwoViews
 
 __all__ = [
@@ -18,6 +22,11 @@ __all__ = [
     "HintonKD",
     "IterativeFreezing",
     "Method",
+    "MixedCrossEntropy",
+    "RememberingConsistency",
+    "SparingConsistency",
+    "Switching",
+    "TwoTeachers",
     "TwoViews",
     "Wrapper",
     "match_outputs",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from qatviz.methods.base import Method, Wrapper, check_between
-from qatviz.teachers import ema_update, frozen_copy
+from qatviz.teachers import ema_update, frozen_copy, warmed_up
 
 
 class AveragedWeights(Wrapper):
@@ -22,8 +22,8 @@ class AveragedWeights(Wrapper):
 
     Latent weights, steps, ranges and BatchNorm's statistics are averaged alike; the average is
     quantized as the student is, rounding averaged weights by averaged steps. The training itself
-    does not change. The average covers about 1/(1 − α) steps: 1000 by default, which is nine
-    epochs of 14,000 images in batches of 128; for shorter runs take a smaller α.
+    does not change. The average covers about 1/(1 − α) steps: 1000 by default, which is 13
+    epochs of 10,000 images in batches of 128; for shorter runs take a smaller α.
 
     Args:
         method: How the student is trained.
@@ -75,7 +75,7 @@ class AveragedWeights(Wrapper):
         Returns:
             α_t.
         """
-        return min(self.decay, 1 - 1 / (step + 1)) if self.warm_up else self.decay
+        return warmed_up(self.decay, step) if self.warm_up else self.decay
 
     @override
     def evaluated(self, student: nn.Module) -> nn.Module:

@@ -14,9 +14,10 @@ from typing_extensions import override
 from qatviz.augment import Images, Mix
 from qatviz.losses import distillation
 from qatviz.methods.base import Method, Wrapper, check_between
+from qatviz.methods.mixing import MixedCrossEntropy
 from qatviz.methods.ramps import sigmoid_up
 from qatviz.quantize import quantizers
-from qatviz.teachers import ema_update, frozen_copy
+from qatviz.teachers import ema_update, frozen_copy, warmed_up
 
 View = Callable[[Images], Images]
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -62,6 +63,10 @@ class ConsistencyRegularization(Wrapper):
         decay: α, 0 to 1. 1/(1 − α) is about how many steps the average covers: 0.999 is five
             epochs of 50,000 images in batches of 256. For shorter runs take about two epochs,
             1 − 1/(2·steps per epoch). Default: 0.999 (D3; Mean Teacher's released code).
+        warm_up: Whether the average begins with a window as short as the run, as in
+            ``AveragedWeights``: where the student is poor at first, as right after it was
+            quantized, a long window keeps a poor teacher. Default: False (D3; the papers' teacher
+            begins with a trained student).
         targets: Whose predictions: "quantized": the teacher is quantized as the student is;
             "float": the same averaged weights, no quantizer used. Default: "quantized" (D4).
         batchnorm: How the teacher's BatchNorm normalises: "batch": by its own batches, collecting
@@ -79,7 +84,8 @@ class ConsistencyRegularization(Wrapper):
 
     Raises:
         ValueError: If a number is outside its range or a word unknown; there is no view for the
-            teacher; or a float teacher is to answer for a student with quantizers.
+            teacher; a float teacher is to answer for a student with quantizers; or the inner
+            method's logits are of mixtures and the divergence has no view of its own.
 
     Source: Pang et al. 2024, arXiv 2402.13497, version 1, equation 6, and version 2; EMA teacher
     and ramp: Tarvainen & Valpola 2017 (Mean Teacher), arXiv 1703.01780.
@@ -92,6 +98,7 @@ class ConsistencyRegularization(Wrapper):
         strength: float = 1.0,
         ramp: Callable[[float], float] = sigmoid_up,
         decay: float = 0.999,
+        warm_up: bool = False,
         targets: str = "quantized",
         batchnorm: str = "batch",
         teacher_view: View | None = None,
@@ -115,11 +122,17 @@ class ConsistencyRegularization(Wrapper):
                 raise ValueError(f"{_NAME}: {name} is {value!r}; allowed: {words}")
         if targets == "float" and answers == "teacher":
             raise ValueError(f"{_NAME}: a float teacher cannot answer for a quantized student")
-        self.divergence, self.strength, self.ramp, self.decay = divergence, strength, ramp, decay
+        self.divergence, self.strength, self.ramp = divergence, strength, ramp
+        self.decay, self.warm_up = decay, warm_up
         self.targets, self.batchnorm, self.steps, self.answers = targets, batchnorm, steps, answers
+        if isinstance(_innermost(method), MixedCrossEntropy) and not (student_view or mix):
+            raise ValueError(
+                f"{_NAME}: MixedCrossEntropy's logits are of mixtures, the teacher's are not; "
+                f"ConsistencyRegularization takes student_view= or mix="
+            )
         self.teacher_view = teacher_view or _view_of(method)
         self.student_view, self.mix = student_view, mix
-        self._progress, self._prepared = 0.0, ()
+        self._progress, self._steps, self._prepared, self._seed = 0.0, 0, (), seed
         # Of the method's own generator; a buffer, so that it is saved.
         self.register_buffer("generator", torch.Generator().manual_seed(seed).get_state())
 
@@ -153,7 +166,8 @@ class ConsistencyRegularization(Wrapper):
         everything = dict([*student.named_parameters(), *student.named_buffers()]).keys()
         own = statistics if self.batchnorm == "batch" else set()
         self._averaged = everything - self._copied - own
-        self._progress, self._prepared = 0.0, (student,)
+        self._progress, self._steps, self._prepared = 0.0, 0, (student,)
+        self.generator.copy_(torch.Generator().manual_seed(self._seed).get_state())
 
     @override
     def loss(self, forward, images, labels) -> dict[str, Float[Tensor, ""]]:
@@ -164,26 +178,56 @@ class ConsistencyRegularization(Wrapper):
             return said[-1]
 
         terms = self.method.loss(watched, images, labels)
+        strength = self.strength * self.ramp(self._progress)
+        disagreement = self.disagreement(forward, images, said[0])
+        return terms | {"consistency": strength * disagreement}
+
+    def disagreement(
+        self, forward: Callable[..., Any], images: Images, logits: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, ""]:
+        """R between student and teacher on the images of a batch: what a variant changes.
+
+        Args:
+            forward: As in ``loss``.
+            images: The raw images.
+            logits: The student's of them, on the view of the inner method.
+
+        Returns:
+            A scalar, not yet times λ.
+        """
         with self._own_generator(images.device):
-            with torch.no_grad():
-                targets = self.teacher(self._normalise(self.teacher_view(images))).float()
-            logits = said[0]
+            targets = self.targets_of(images)
             if self.student_view or self.mix:
                 view = (self.student_view or self.teacher_view)(images)
                 if self.mix:
                     view, partner, share = self.mix(view)
                     targets = mixed_predictions(targets, partner, share)
                 logits = forward(view)
-        strength = self.strength * self.ramp(self._progress)
-        return terms | {"consistency": strength * self.divergence(logits.float(), targets)}
+        return self.divergence(logits.float(), targets)
+
+    @torch.no_grad()
+    def targets_of(self, images: Images) -> Float[Tensor, "batch classes"]:
+        """The teacher's logits of a view of its own: what a variant changes.
+
+        Args:
+            images: The raw images.
+
+        Returns:
+            One row per image, without gradient.
+        """
+        return self.teacher(self._normalise(self.teacher_view(images))).float()
 
     @override
     def after_step(self, batch: tuple[Tensor, Tensor], progress: float) -> None:
         self.method.after_step(batch, progress)
         (student,) = self._prepared
-        ema_update(self.teacher, student, self.decay, self._averaged)
+        self._steps += 1
+        decay = warmed_up(self.decay, self._steps) if self.warm_up else self.decay
+        ema_update(self.teacher, student, decay, self._averaged)
         ema_update(self.teacher, student, 0.0, self._copied)
         self._progress = progress
+        if progress >= 1:
+            self._prepared = ()
 
     @override
     def evaluated(self, student: nn.Module) -> nn.Module:
@@ -197,21 +241,21 @@ class ConsistencyRegularization(Wrapper):
         """
         return self.teacher if self.answers == "teacher" else self.method.evaluated(student)
 
-    def get_extra_state(self) -> float:
-        """The progress, for ``state_dict``.
+    def get_extra_state(self) -> dict[str, float]:
+        """The progress and the steps taken, for ``state_dict``.
 
         Returns:
-            0 to 1.
+            Numbers by name.
         """
-        return self._progress
+        return {"progress": self._progress, "steps": self._steps}
 
-    def set_extra_state(self, state: float) -> None:
+    def set_extra_state(self, state: dict[str, float]) -> None:
         """Go on from a ``state_dict``.
 
         Args:
             state: What ``get_extra_state`` returned.
         """
-        self._progress = float(state)
+        self._progress, self._steps = float(state["progress"]), int(state["steps"])
 
     @contextmanager
     def _own_generator(self, device: torch.device) -> Iterator[None]:
@@ -245,11 +289,17 @@ def mixed_predictions(
 
 def _view_of(method: Method) -> View:
     """The view of the innermost method."""
+    inner = _innermost(method)
+    if not hasattr(inner, "view"):
+        raise ValueError(f"{_NAME}: {type(inner).__name__} has no view; pass teacher_view=")
+    return inner.view
+
+
+def _innermost(method: Method) -> Method:
+    """The method that no wrapper stands in."""
     while isinstance(method, Wrapper):
         method = method.method
-    if not hasattr(method, "view"):
-        raise ValueError(f"{_NAME}: {type(method).__name__} has no view; pass teacher_view=")
-    return method.view
+    return method
 
 
 def _as_it_is(x: Tensor) -> Tensor:

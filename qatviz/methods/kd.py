@@ -80,13 +80,7 @@ class HintonKD(Method):
         self.teacher.eval()
         # Of one image: what normalises keeps its images alive.
         self._normalise = data.subset(1).normalise
-        images, _ = next(data.batches(2))
-        ours, theirs = (check_images(m, images).shape[1:] for m in (student, self.teacher))
-        if ours != theirs:
-            raise ValueError(
-                f"HintonKD: the teacher returns {list(theirs)} numbers per image, "
-                f"the student {list(ours)}"
-            )
+        check_teacher("HintonKD", self.teacher, student, data)
 
     @override
     def loss(self, forward, images, labels) -> dict[str, Float[Tensor, ""]]:
@@ -100,3 +94,24 @@ class HintonKD(Method):
         if self.weight == 1:
             return soft
         return {"cross_entropy": (1 - self.weight) * labelled_cross_entropy(logits, labels)} | soft
+
+
+def check_teacher(owner: str, teacher: nn.Module, student: nn.Module, data: Any) -> None:
+    """Refuse a teacher that cannot teach a student.
+
+    Args:
+        owner: Whose teacher it is.
+        teacher: The teacher.
+        student: The student.
+        data: The training ``Split``.
+
+    Raises:
+        ValueError: If one of them cannot take the images, or they have different classes.
+    """
+    images, _ = next(data.batches(2))
+    ours, theirs = (check_images(m, images).shape[1:] for m in (student, teacher))
+    if ours != theirs:
+        raise ValueError(
+            f"{owner}: the teacher returns {list(theirs)} numbers per image, "
+            f"the student {list(ours)}"
+        )

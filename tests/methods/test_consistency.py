@@ -1,6 +1,8 @@
 """Consistency regularization, against its terms written out step by step."""
 
 import copy
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -92,6 +94,62 @@ def test_the_teacher_follows_the_recursion_in_everything_but_its_own_statistics(
     # Those come from the teacher's own passes, one for each step.
     assert found["1.num_batches_tracked"] == len(BATCHES)
     assert not torch.equal(found["1.running_mean"], student.state_dict()["1.running_mean"])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
+def test_with_a_warm_up_the_teacher_is_the_mean_so_far_until_the_window_is_full(decay):
+    method = consistency(CE(), decay=decay, warm_up=True, batchnorm="averaged")
+    student, optimizer = prepared(method)
+    averaged = [k for k, v in student.state_dict().items() if v.is_floating_point()]
+    states = [{k: student.state_dict()[k].tolist() for k in averaged}]
+    wanted = copy.deepcopy({k: student.state_dict()[k].double() for k in averaged})
+    for t, batch in enumerate(BATCHES, 1):
+        drive(student, method, [batch], optimizer, t, len(BATCHES))
+        states.append({k: student.state_dict()[k].tolist() for k in averaged})
+        # For α = 0.7 these are 1/2, 2/3, 0.7, 0.7, 0.7; the whole state at each step.
+        alpha = min(decay, t / (t + 1))
+        for key in averaged:
+            own = student.state_dict()[key].double()
+            wanted[key] = alpha * wanted[key] + (1 - alpha) * own
+            found = method.teacher.state_dict()[key].double()
+            torch.testing.assert_close(found, wanted[key], atol=1e-6, rtol=1e-5)
+            if decay == 1 or (decay == 0.7 and t <= 2):
+                mean = torch.tensor([state[key] for state in states]).double().mean(0)
+                torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
+
+
+def test_its_state_is_the_progress_and_the_steps():
+    method = consistency(CE())
+    assert method.get_extra_state() == {"progress": 0.0, "steps": 0}
+    student, optimizer = prepared(method)
+    drive(student, method, BATCHES[:3], optimizer, 1, len(BATCHES))
+    assert method.get_extra_state() == {"progress": 0.6, "steps": 3}
+    other = consistency(CE())
+    other.prepare(student, TRAIN)
+    other.load_state_dict(method.state_dict())
+    assert other.get_extra_state() == {"progress": 0.6, "steps": 3}
+    method.prepare(student, TRAIN)
+    assert method.get_extra_state() == {"progress": 0.0, "steps": 0}
+
+
+def test_after_the_last_step_the_student_is_let_go_of():
+    method = consistency(CE())
+    student, optimizer = prepared(method)
+    reference = weakref.ref(student)
+    drive(student, method, BATCHES[:4], optimizer, 1, len(BATCHES))
+    assert method._prepared == (student,)
+    drive(student, method, BATCHES[4:], optimizer, 5, len(BATCHES))
+    assert method._prepared == ()
+    del student, optimizer
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_second_run_begins_anew():
+    method = consistency(CE(), seed=3, warm_up=True)
+    first, _ = trained(method)
+    second, _ = trained(method)
+    assert same(first, second)
 
 
 @pytest.mark.parametrize("batchnorm", ["copied", "averaged"])
@@ -240,9 +298,12 @@ def test_the_teacher_answers_where_it_is_asked():
 
 
 def test_it_goes_on_from_its_state():
-    whole, resumed = resumed_like_whole(lambda: consistency(teacher_view=crop_flip))
-    for one, other in zip(whole, resumed, strict=True):
-        assert same(one.state_dict(), other.state_dict())
+    # The window of the warm-up is not full before the 19th step of 12.
+    for more in ({}, {"warm_up": True, "decay": 0.95}):
+        make = partial(consistency, teacher_view=crop_flip, **more)
+        whole, resumed = resumed_like_whole(make)
+        for one, other in zip(whole, resumed, strict=True):
+            assert same(one.state_dict(), other.state_dict())
 
 
 class NoView(Method):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from qatviz.augment import crop_flip, cutmix
 from qatviz.methods import (
     AveragedWeights,
     ConsistencyRegularization,
@@ -13,6 +14,11 @@ from qatviz.methods import (
     HessianScaling,
     HintonKD,
     IterativeFreezing,
+    MixedCrossEntropy,
+    RememberingConsistency,
+    SparingConsistency,
+    Switching,
+    TwoTeachers,
 )
 from qatviz.quantizers import EWGS, LSQ
 from qatviz.tracking import OscillationTracker
@@ -37,6 +43,15 @@ CASES = {
         partial(tiny, partial(LSQ, bits=3, axis=0)),
     ),
     "consistency": (lambda: ConsistencyRegularization(CE(), decay=0.8), lsq),
+    "sparing": (lambda: SparingConsistency(CE(), 3, 0.5, 0.95, warm_up=True), lsq),
+    "remembering": (lambda: RememberingConsistency(CE(), 0.95, warm_up=True), lsq),
+    "two teachers": (lambda: TwoTeachers(CE(), float_net(), decay=0.8), lsq),
+    "mixtures, then consistency": (
+        lambda: Switching(
+            MixedCrossEntropy(cutmix, crop_flip), RememberingConsistency(CE(), 0.8), at=0.4
+        ),
+        lsq,
+    ),
     "around curvature": (
         lambda: AveragedWeights(HessianScaling(CE(), every=1, batches=1, samples=3), 0.7),
         ewgs,
