@@ -65,7 +65,7 @@ from qatviz.studies.cells import Cell, run_cell
 from qatviz.studies.executors import processes
 from qatviz.studies.experiment import Experiment, grid
 from qatviz.studies.files import read_study
-from qatviz.studies.running import dry_run, study
+from qatviz.studies.running import dry_run, finished, study
 from qatviz.studies.students import student
 from qatviz.studies.tables import Study
 
@@ -74,6 +74,7 @@ __all__ = [
     "Experiment",
     "Study",
     "dry_run",
+    "finished",
     "grid",
     "processes",
     "read_study",

@@ -93,6 +93,25 @@ def study(
     return result
 
 
+def finished(experiments: Iterable[Any], *, cache: str | Path = CACHE) -> Study:
+    """What is there of a study, in the cache or promoted; nothing is run.
+
+    For drawing what others have run: ``study`` with the same cells runs what is missing.
+
+    Args:
+        experiments: The cells, as from ``grid``.
+        cache: Folder of the cells. Default: ``data/cache/studies``.
+
+    Returns:
+        The results that there are; the row of a cell that is not finished has no numbers, and
+        "not run" as its error.
+    """
+    asked = list(dict.fromkeys(experiments))
+    cells = {e.hash: find(e, Path(cache).expanduser().resolve()) for e in asked}
+    there = {key: cell for key, cell in cells.items() if cell is not None}
+    return Study(asked, there, {key: "not run" for key in cells if key not in there})
+
+
 def dry_run(
     experiments: Iterable[Any], cache: str | Path = CACHE, accelerator: str = "auto"
 ) -> dict[str, str]:
@@ -134,7 +153,7 @@ def two_steps(e: Experiment, accelerator: str) -> None:
         unlabelled=data.unlabelled and _first(data.unlabelled, DRY_IMAGES),
     )
     schedule = replace(e.schedule, epochs=1, batch=batch)
-    twice = replace(e, images=None, schedule=schedule)
+    twice = replace(e, images=None, repeat=1, schedule=schedule)
     student, _, _ = train(twice, small, start_like(e, data), accelerator=accelerator)
     analysed(twice, student.cpu(), small)
 

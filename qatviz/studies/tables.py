@@ -11,7 +11,7 @@ from qatviz.runs import Run
 from qatviz.studies.cells import Cell
 from qatviz.studies.experiment import Experiment
 from qatviz.studies.parts import short
-from qatviz.studies.statistics import Estimate, estimate, paired_difference
+from qatviz.studies.statistics import Estimate, estimate
 
 SCORES = ("validation", "test")
 
@@ -52,11 +52,42 @@ class Study:
             rows[label] = {"n": scores["test"].n} | _spread(scores)
         return _by_label(rows)
 
-    def paired(self, baseline: str) -> pd.DataFrame:
+    def differences(self, baseline: str | Mapping[str, str]) -> pd.DataFrame:
+        """Each run minus the baseline's run of the same seed.
+
+        Args:
+            baseline: Label of the arm to compare all others with; or of each arm that is asked
+                for, the label of its own: ``{"CR, 500 labels": "LSQ, 500 labels"}``.
+
+        Returns:
+            A table with label, seed, validation, test: a row for each seed that both have.
+
+        Raises:
+            ValueError: If there is no such arm.
+        """
+        arms = {
+            label: rows.set_index("seed")[list(SCORES)]
+            for label, rows in self.table.groupby("label", sort=False)
+        }
+        if isinstance(baseline, Mapping):
+            pairs = dict(baseline)
+        else:
+            pairs = {label: baseline for label in arms if label != baseline} or {baseline: baseline}
+        for name in [*pairs.values(), *pairs]:
+            if name not in arms:
+                raise ValueError(f"baseline is {name!r}; allowed: {', '.join(arms)}")
+        parts = []
+        for label, other in pairs.items():
+            both = [seed for seed in arms[label].index if seed in arms[other].index]
+            apart = arms[label].loc[both] - arms[other].loc[both]
+            parts.append(apart.reset_index().assign(label=label))
+        return pd.concat(parts, ignore_index=True)[["label", "seed", *SCORES]]
+
+    def paired(self, baseline: str | Mapping[str, str]) -> pd.DataFrame:
         """Each arm minus the baseline, seed by seed: mean and 95 % t-interval.
 
         Args:
-            baseline: Label of the arm to compare with.
+            baseline: As ``differences``.
 
         Returns:
             A table by label; n counts the seeds that both have. With one there is no interval.
@@ -64,17 +95,10 @@ class Study:
         Raises:
             ValueError: If there is no such arm.
         """
-        arms = {
-            label: {s: dict(zip(rows.seed, rows[s], strict=True)) for s in SCORES}
-            for label, rows in self.table.groupby("label", sort=False)
-        }
-        if baseline not in arms:
-            raise ValueError(f"baseline is {baseline!r}; allowed: {', '.join(arms)}")
         rows = {}
-        for label, arm in arms.items():
-            if label != baseline:
-                scores = {s: paired_difference(arm[s], arms[baseline][s]) for s in SCORES}
-                rows[label] = {"n": scores["test"].n} | _spread(scores)
+        for label, table in self.differences(baseline).groupby("label", sort=False):
+            scores = {score: estimate(table[score]) for score in SCORES}
+            rows[label] = {"n": scores["test"].n} | _spread(scores)
         return _by_label(rows)
 
     def best(self) -> str:

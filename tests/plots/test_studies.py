@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import same_color
 
-from qatviz.plots import COLOURS, paired_intervals, study_dots
+from qatviz.plots import COLOURS, grouped_intervals, paired_intervals, study_dots
 
 NAN = math.nan
 SEEDS = {"a": [0.8, 0.9], "b": [0.5, NAN]}
@@ -69,3 +69,52 @@ def test_paired_intervals_draws_points_ends_and_zero(ax):
     assert ax.get_xlabel() == "difference in test accuracy (points)"
     assert ax.get_ylim() == (1.5, -0.5)
     assert plt.get_fignums() == []
+
+
+GROUPS = {
+    "bits": {"W2A2": (-0.02, -0.03, -0.01), "W4A4": (0.01, -0.01, 0.03)},
+    "labels": {"500": (0.02, 0.01, 0.03), "one seed": (0.2, NAN, NAN)},
+}
+OF_SEEDS = {
+    "W2A2": [-0.025, -0.015],
+    "W4A4": [0.0, 0.02, NAN],
+    "500": [0.02, 0.02],
+    "one seed": [0.2],
+}
+
+
+def test_grouped_intervals_says_headings_arms_and_seeds(ax):
+    assert grouped_intervals(ax, GROUPS, OF_SEEDS) is ax
+    names = ["bits", "W2A2 (n = 2)", "W4A4 (n = 2)", "labels", "500 (n = 2)", "one seed (n = 1)"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == names
+    weights = [text.get_fontweight() for text in ax.get_yticklabels()]
+    assert [w == "bold" for w in weights] == [True, False, False, True, False, False]
+    assert ax.get_xlabel() == "difference in test accuracy (points)"
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_grouped_intervals_draws_every_seed_mean_and_interval(ax):
+    grouped_intervals(ax, GROUPS, OF_SEEDS)
+    found = [d.get_xydata().tolist() for d in dots(ax)]
+    np.testing.assert_allclose(found[0], [(-2.5, 1), (-1.5, 1)])
+    np.testing.assert_allclose(found[1], [(0, 2), (2, 2)])
+    means = [c.lines[0].get_xydata()[0] for c in ax.containers]
+    np.testing.assert_allclose(means, [(-2, 1), (1, 2), (2, 4), (20, 5)])
+    np.testing.assert_allclose(bars(ax)[0][0], [(-3, 1), (-1, 1)])
+
+
+def test_grouped_intervals_colours_what_is_certain(ax):
+    grouped_intervals(ax, GROUPS, OF_SEEDS)
+    wanted = [COLOURS["rounded"], "0.45", COLOURS["quantized"], "0.45"]
+    for container, colour in zip(ax.containers, wanted, strict=True):
+        assert same_color(container.lines[0].get_color(), colour)
+
+
+def test_grouped_intervals_marks_what_lies_beyond_the_ends(ax):
+    grouped_intervals(ax, GROUPS, OF_SEEDS, limits=(-2, 4))
+    assert ax.get_xlim() == (-2, 4)
+    arrows = {
+        line.get_marker(): line.get_xydata()[0] for line in ax.lines if line.get_marker() in "<>"
+    }
+    np.testing.assert_allclose(arrows["<"], (-2, 1))
+    np.testing.assert_allclose(arrows[">"], (4, 5))

@@ -18,7 +18,7 @@ import torch
 
 from qatviz.methods import CrossEntropy
 from qatviz.schedule import Schedule
-from qatviz.studies import Cell, dry_run, grid, processes, study
+from qatviz.studies import Cell, dry_run, finished, grid, processes, study
 from qatviz.studies.cells import run_sent
 from qatviz.studies.sources import folders
 from tests.studies.grids import (
@@ -235,6 +235,16 @@ def test_workers_that_cannot_begin_stop_the_study(cache):
     for executor in (Dead(), Dead):
         with pytest.raises(RuntimeError, match=r"died before they began .*guarded by `if __name__"):
             quiet([BASE], executor, cache=cache)
+
+
+def test_finished_is_what_there_is_and_runs_nothing(cache):
+    there, missing = BASE, replace(BASE, seed=9)
+    ran = quiet([there], cache=cache)
+    found = finished([there, missing, there], cache=cache)
+    assert list(found.table.error) == ["", "not run"]
+    assert found.table.test[0] == ran.table.test[0]
+    assert found.summary().n.tolist() == [1]
+    assert not (cache / missing.hash).exists()
 
 
 def test_observers_and_analyses_are_kept(cache):

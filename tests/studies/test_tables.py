@@ -89,6 +89,22 @@ def test_differences_are_paired_by_seed():
         made_study(SCORES).paired("W3A3")
 
 
+def test_each_arm_can_have_a_baseline_of_its_own():
+    study = made_study({2: [(0.5, 0.4), (0.6, 0.5)], 4: [(0.7, 0.5), None], 8: [(0.8, 0.7)]})
+    table = study.differences({"W4A4": "W2A2", "W8A8": "W4A4"})
+    assert list(zip(table.label, table.seed, strict=True)) == [
+        ("W4A4", 0),
+        ("W4A4", 1),
+        ("W8A8", 0),
+    ]
+    assert table.test[0] == pytest.approx(0.1)
+    assert math.isnan(table.test[1])  # what failed
+    assert table.validation[2] == pytest.approx(0.1)
+    assert list(study.paired({"W8A8": "W4A4", "W4A4": "W2A2"})["n"]) == [1, 1]
+    with pytest.raises(ValueError, match="baseline is 'W3A3'; allowed: W2A2, W4A4, W8A8"):
+        study.differences({"W4A4": "W3A3"})
+
+
 def test_the_best_is_chosen_by_validation_whatever_the_test_says():
     assert made_study(SCORES).best() == "W4A4"
     better_tested = {2: [(0.5, 0.9)], 4: [(0.7, 0.1)]}
