@@ -5,6 +5,7 @@ from qatviz.analysis.averaging import averaging_toy
 from qatviz.analysis.confidence import fit_temperature, reliability
 from qatviz.analysis.curvature import eigenvalues, spectral_density, trace
 from qatviz.analysis.curves import transfer_curve
+from qatviz.analysis.dense import DensePlan, compare_dense, detection_toy, segmentation_toy
 from qatviz.analysis.distributions import activation_histograms, histogram, weight_histograms
 from qatviz.analysis.entropy import activation_entropy, code_entropy, gaussian_entropy
 from qatviz.analysis.errors import decibels, zoo_errors
@@ -17,6 +18,7 @@ from qatviz.analysis.grids import (
     sqnr_by_bits,
     symmetric_range,
 )
+from qatviz.analysis.input_changes import equivalent_input_change
 from qatviz.analysis.landscape import (
     Direction,
     between,
@@ -26,6 +28,13 @@ from qatviz.analysis.landscape import (
     random_directions,
 )
 from qatviz.analysis.learned_grids import learn_grid, learn_grids
+from qatviz.analysis.measures import (
+    largest_eigenvalue,
+    on_test_images,
+    on_training_images,
+    weight_distance,
+    weight_entropy,
+)
 from qatviz.analysis.oscillation import (
     batchnorm_drift,
     bin_distances,
@@ -76,6 +85,7 @@ from qatviz.analysis.zoo import (
 )
 
 __all__ = [
+    "DensePlan",
     "Direction",
     "LSQWithoutScale",
     "StepRecorder",
@@ -93,13 +103,16 @@ __all__ = [
     "box_sharpness",
     "channel_sqnr",
     "code_entropy",
+    "compare_dense",
     "convolution_mismatch",
     "corruption_accuracy",
     "decibels",
     "descent",
+    "detection_toy",
     "divergence_as_sharpness",
     "eigenvalues",
     "eigenvector_directions",
+    "equivalent_input_change",
     "equivalent_weight_change",
     "error_propagation",
     "fit_temperature",
@@ -107,6 +120,7 @@ __all__ = [
     "gradient_agreement",
     "histogram",
     "input_noise",
+    "largest_eigenvalue",
     "layer_sqnr",
     "learn_grid",
     "learn_grids",
@@ -114,6 +128,8 @@ __all__ = [
     "linear_cka",
     "measured_mu",
     "multiplicative_weight_change",
+    "on_test_images",
+    "on_training_images",
     "oscillation_lottery",
     "oscillation_toy",
     "pac_bayes_bound",
@@ -124,6 +140,7 @@ __all__ = [
     "released",
     "reliability",
     "scaled_range",
+    "segmentation_toy",
     "sharpness_measures",
     "spectral_density",
     "sqnr_by_bits",
@@ -138,6 +155,8 @@ __all__ = [
     "transfer_curve",
     "unified_view",
     "view_consistency",
+    "weight_distance",
+    "weight_entropy",
     "weight_histograms",
     "weight_noise",
     "without_surrogate",

@@ -4,6 +4,7 @@ from qatviz.plots.averaging import averaging_toy
 from qatviz.plots.confidence import reliability, reliability_curves
 from qatviz.plots.curvature import against_bits, density, eigenvalues, spectrum, traces
 from qatviz.plots.curves import surrogate_gradient, transfer_curve
+from qatviz.plots.dense import dense_curves, dense_differences, dense_pictures, dense_scores
 from qatviz.plots.distributions import histogram
 from qatviz.plots.entropy import bits_used, code_occupancy, entropy_by_layer, network_entropy
 from qatviz.plots.gradients import descent, gradient_agreement
@@ -47,7 +48,7 @@ from qatviz.plots.sensitivity import layer_sqnr, sensitivity_lines, sensitivity_
 from qatviz.plots.sharpness import sharpness_panels, sharpness_points
 from qatviz.plots.similarity import similarity_lines, similarity_map
 from qatviz.plots.steps import step_errors, step_gradient, step_ratios, step_sizes, step_trace
-from qatviz.plots.studies import paired_intervals, study_dots
+from qatviz.plots.studies import grouped_intervals, paired_intervals, study_dots
 from qatviz.plots.style import COLOURS, use_style
 from qatviz.plots.toys import loss_gradients, one_weight, staircase_loss
 from qatviz.plots.training import accuracy_dots, history, relative_gradients
@@ -71,6 +72,10 @@ __all__ = [
     "convolution_mismatch",
     "corruption_accuracy",
     "corruption_means",
+    "dense_curves",
+    "dense_differences",
+    "dense_pictures",
+    "dense_scores",
     "density",
     "descent",
     "divergence_as_sharpness",
@@ -79,6 +84,7 @@ __all__ = [
     "error_propagation",
     "frequency_spread",
     "gradient_agreement",
+    "grouped_intervals",
     "histogram",
     "history",
     "image_grid",

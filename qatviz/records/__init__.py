@@ -3,9 +3,11 @@
 from qatviz.records.averaging import AveragingToy
 from qatviz.records.confidence import Reliability, Temperature
 from qatviz.records.curvature import Eigenvalues, Setting, SpectralDensity, Trace
+from qatviz.records.dense import DensePictures, DenseRun, DenseScores
 from qatviz.records.entropy import CodeEntropy, GaussianCodes
 from qatviz.records.gradients import Descent, GradientAgreement, OneWeight, StaircaseLoss
 from qatviz.records.grids import BitsCurve, ChannelSQNR, Histogram, RangeSweep, TransferCurve
+from qatviz.records.input_changes import InputChange
 from qatviz.records.landscape import Conditions, LossLine, LossPath, LossSurface
 from qatviz.records.oscillation import BinDistances, Oscillation, Trajectories
 from qatviz.records.oscillation_effects import BatchNormDrift, OscillationLottery, OscillationToy
@@ -45,6 +47,9 @@ __all__ = [
     "Conditions",
     "ConvolutionMismatch",
     "CorruptionAccuracy",
+    "DensePictures",
+    "DenseRun",
+    "DenseScores",
     "Descent",
     "DivergenceAsSharpness",
     "Eigenvalues",
@@ -53,6 +58,7 @@ __all__ = [
     "GradientAgreement",
     "Histogram",
     "History",
+    "InputChange",
     "InputNoise",
     "LayerEffects",
     "LayerSQNR",

@@ -9,6 +9,7 @@ from qatviz.widgets.landscape import landscape_explorer
 from qatviz.widgets.oscillation import oscillation_replay
 from qatviz.widgets.perturbation import corruption_explorer
 from qatviz.widgets.ranges import range_explorer
+from qatviz.widgets.soft_target import target_explorer
 
 __all__ = [
     "Explorer",
@@ -20,4 +21,5 @@ __all__ = [
     "oscillation_replay",
     "range_explorer",
     "spectrum_explorer",
+    "target_explorer",
 ]
