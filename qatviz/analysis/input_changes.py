@@ -28,9 +28,10 @@ def equivalent_input_change(
     """Find the change of each input of a layer that comes closest to a change of its weight.
 
     W(x + δ) = (W + ΔW)x asks for W·δ = ΔW·x: as many equations as the output has numbers, as
-    many unknowns as the input has. A layer with no more outputs than inputs can do it, if W has
-    full rank; the δ of least norm may still be much larger than ΔW, where W has small singular
-    values. With more outputs than inputs a residual is left. Every input has a δ of its own.
+    many unknowns as the output reads (a stride may skip some of the input). With no more
+    equations than unknowns it can be done, if W has full rank; the δ of least norm may still be
+    much larger than ΔW, where W has small singular values. With more equations a residual is
+    left. Every input has a δ of its own.
 
     By conjugate gradients on the least squares, from δ = 0: they tend to the δ of least norm.
 
@@ -68,14 +69,14 @@ def equivalent_input_change(
     def forward(w: Tensor, inputs: Tensor) -> Tensor:
         return linear(inputs, w) if w.ndim == 2 else conv2d(inputs, w, **strides)
 
-    def transposed(outputs: Tensor) -> Tensor:
-        if weight.ndim == 2:
-            return outputs @ weight
-        return conv2d_input(x.shape, weight, outputs, **strides)
+    def back(w: Tensor, outputs: Tensor) -> Tensor:
+        if w.ndim == 2:
+            return outputs @ w
+        return conv2d_input(x.shape, w, outputs, **strides)
 
     wanted = forward(change, x)
     delta, left = torch.zeros_like(x), wanted.clone()
-    slope = transposed(left)
+    slope = back(weight, left)
     way, steep = slope.clone(), _squares(slope)
     end, taken = tolerance**2 * steep, 0
     while taken < iterations and (steep > end).any():
@@ -84,13 +85,13 @@ def equivalent_input_change(
         step = _ratio(steep, _squares(ahead), moving)
         delta += step * way
         left -= step * ahead
-        slope = transposed(left)
+        slope = back(weight, left)
         before, steep = steep, torch.where(moving, _squares(slope), steep)
         way = slope + _ratio(steep, before, moving) * way
         taken += 1
     return InputChange(
         label=label,
-        unknowns=x[0].numel(),
+        unknowns=int((back(weight.abs(), torch.ones_like(wanted))[0] > 0).sum()),
         equations=wanted[0].numel(),
         change=delta.numpy(),
         residual=_relative(wanted - forward(weight, delta), wanted),

@@ -13,7 +13,7 @@ class InputChange:
 
     Args:
         label: Name of the change.
-        unknowns: Numbers of one input, which may change.
+        unknowns: Numbers of one input that the output reads.
         equations: Numbers of one output, which have to come out.
         change: δ of each input.
         residual: ‖W·δ − ΔW·x‖/‖ΔW·x‖ of each input: 0 where δ does all of it, 1 where it does

@@ -69,6 +69,14 @@ def test_a_linear_layer_with_more_outputs_cannot():
     assert found.mean_residual == pytest.approx(found.white, abs=0.02)
 
 
+def test_what_a_stride_skips_is_no_unknown():
+    weight, change, x = drawn(3, 2, 1, 1), drawn(3, 2, 1, 1, seed=1), drawn(4, 2, 8, 8, seed=2)
+    found = equivalent_input_change(weight, change, x, stride=2)
+    assert (found.unknowns, found.equations) == (2 * 4 * 4, 3 * 4 * 4)
+    assert not found.change[:, :, 1::2].any()
+    assert found.white == pytest.approx(math.sqrt(1 / 3))
+
+
 def test_scaling_the_weight_is_scaling_the_input():
     weight, x = drawn(5, 2, 3, 3), drawn(3, 2, 6, 6, seed=2)
     found = equivalent_input_change(weight, 0.1 * weight, x, padding=1)
