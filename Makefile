@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help lab lint test quick notebooks bench float runs seeing format clean
+.PHONY: help lab lint test quick notebooks bench float runs seeing consistency format clean
 
 help:
 	@echo "make lab        open JupyterLab on the first notebook"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench      measure speed and memory beside the peers (35 minutes, alone on the machine)"
 	@echo "make float      train the float network that the notebooks start from (2 minutes)"
 	@echo "make runs       measure again what data/runs holds (five seeds, 2 to 3 minutes each)"
+	@echo "make consistency train what notebooks 20 and 21 compare (4 hours), and measure its curvature"
 	@echo "make seeing     train what notebooks 30 to 34 look at, and measure its curvature (an hour)"
 
 $(READY): pyproject.toml
@@ -55,11 +56,19 @@ seeing: $(READY)
 	$(BIN)/python -m qatviz study studies/seeing_laptop.toml --jobs 2
 	$(BIN)/python data/make_seeing.py
 
+CONSISTENCY := why where labels map
+
+consistency: $(READY)
+	for study in $(CONSISTENCY); do \
+	  $(BIN)/python -m qatviz study studies/consistency_$${study}_laptop.toml --jobs 2 || exit 1; done
+	$(BIN)/python data/make_consistency.py
+
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,bench]"
 	$(BIN)/python benchmarks/quantizers.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/analysis.py
+	$(BIN)/python benchmarks/consistency.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
