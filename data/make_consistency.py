@@ -6,19 +6,18 @@ that an interrupted measurement goes on.
 """
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from make_seeing import float_model, without_vectors
 from torch import nn
 
 from qatviz.analysis.curvature import eigenvalues, trace
 from qatviz.checkpoints import load_tree, save_tree
 from qatviz.datasets import Split, load
-from qatviz.models import small_resnet
-from qatviz.runs import describe_machine, load_weights
+from qatviz.runs import describe_machine
 from qatviz.studies import read_study, student
 
 DATA = Path(__file__).parent
@@ -43,7 +42,7 @@ def measure(model: nn.Module, images: Split) -> dict[str, Any]:
         "relative": eigenvalues(model, few, LEADING, relative=True, **how),
         "trace": trace(model, few, products=PRODUCTS, progress=False),
     }
-    return {name: asdict(_without_vectors(record)) for name, record in found.items()}
+    return {name: asdict(without_vectors(record)) for name, record in found.items()}
 
 
 def main() -> None:
@@ -58,24 +57,12 @@ def main() -> None:
         key = chosen[label].hash if label in chosen else "float"
         path = KEPT / f"{key}.safetensors"
         if not path.exists():
-            model = student(chosen[label]) if label in chosen else _float_model()
+            model = student(chosen[label]) if label in chosen else float_model()
             save_tree({"label": label, "hash": key, **measure(model, images)}, path)
             print(f"{label}: {time.perf_counter() - start:.0f} s", flush=True)
         found.append(load_tree(path))
     content = {"machine": describe_machine(), "images": IMAGES, "networks": found}
     save_tree(content, DATA / "runs" / "consistency_curvature.safetensors")
-
-
-def _float_model() -> nn.Module:
-    model = small_resnet().eval()
-    model.load_state_dict(load_weights(DATA / "runs" / "float_small_resnet.safetensors"))
-    return model
-
-
-def _without_vectors(record: Any) -> Any:
-    if not hasattr(record, "vectors"):
-        return record
-    return replace(record, vectors=np.empty((len(record.values), 0), np.float32))
 
 
 if __name__ == "__main__":

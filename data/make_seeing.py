@@ -52,7 +52,7 @@ def measure(model: nn.Module, images: Split, *, density: bool) -> dict[str, Any]
     }
     if density:
         found["density"] = spectral_density(model, few, draws=3, steps=30, **quiet)
-    return {name: asdict(_without_vectors(record)) for name, record in found.items()}
+    return {name: asdict(without_vectors(record)) for name, record in found.items()}
 
 
 def sizes(model: nn.Module, images: Split) -> dict[int, list[float]]:
@@ -82,7 +82,7 @@ def main() -> None:
         path = KEPT / f"{key}.safetensors"
         seed = experiment.seed if experiment else 0
         if not path.exists() and seed in wanted:
-            model = student(experiment) if experiment else _float_model()
+            model = student(experiment) if experiment else float_model()
             label = experiment.label if experiment else "float"
             content = {
                 "label": label,
@@ -100,7 +100,8 @@ def main() -> None:
     save_tree(content, DATA / "runs" / "seeing_curvature.safetensors")
 
 
-def _float_model() -> nn.Module:
+def float_model() -> nn.Module:
+    """The float network that all others were made from, in evaluation mode."""
     model = small_resnet().eval()
     model.load_state_dict(load_weights(DATA / "runs" / "float_small_resnet.safetensors"))
     return model
@@ -110,7 +111,8 @@ def _slice(images: Split, first: int, last: int) -> Split:
     return replace(images, images=images.images[first:last], labels=images.labels[first:last])
 
 
-def _without_vectors(record: Any) -> Any:
+def without_vectors(record: Any) -> Any:
+    """A record as it is, or without eigenvectors, which are as large as the network."""
     if not hasattr(record, "vectors"):
         return record
     return replace(record, vectors=np.empty((len(record.values), 0), np.float32))
