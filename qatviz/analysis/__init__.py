@@ -1,7 +1,9 @@
 """What is true: models or arrays in, frozen records of NumPy arrays out."""
 
 from qatviz.analysis.as_released import released
+from qatviz.analysis.average_tracking import AverageTracker
 from qatviz.analysis.averaging import averaging_toy
+from qatviz.analysis.batchnorm import reestimated_accuracy
 from qatviz.analysis.confidence import fit_temperature, reliability
 from qatviz.analysis.curvature import eigenvalues, spectral_density, trace
 from qatviz.analysis.curves import transfer_curve
@@ -85,6 +87,7 @@ from qatviz.analysis.zoo import (
 )
 
 __all__ = [
+    "AverageTracker",
     "DensePlan",
     "Direction",
     "LSQWithoutScale",
@@ -137,6 +140,7 @@ __all__ = [
     "random_directions",
     "range_sweep",
     "rank_agreement",
+    "reestimated_accuracy",
     "released",
     "reliability",
     "scaled_range",

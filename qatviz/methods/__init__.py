@@ -5,6 +5,7 @@ from qatviz.methods.base import CrossEntropy, Method, Wrapper
 from qatviz.methods.consistency import ConsistencyRegularization
 from qatviz.methods.dampening import Dampening
 from qatviz.methods.ewgs import HessianScaling, match_outputs
+from qatviz.methods.features import FeatureConsistency
 from qatviz.methods.freezing import IterativeFreezing
 from qatviz.methods.kd import HintonKD
 from qatviz.methods.mixing import MixedCrossEntropy
@@ -18,6 +19,7 @@ __all__ = [
     "ConsistencyRegularization",
     "CrossEntropy",
     "Dampening",
+    "FeatureConsistency",
     "HessianScaling",
     "HintonKD",
     "IterativeFreezing",
