@@ -2,9 +2,9 @@
 
 The students are those of ``studies/consistency_why_laptop.toml``: seed 0 for the 50 eigenvalues of
 float, LSQ and CR, about a minute and a half a network on one core; all seeds for the traces, about
-10 seconds each. Those need the weights of the runs, of which only some are committed: run the
-study before. Each is kept in ``data/cache/consistency`` as soon as it is done, so that an
-interrupted measurement goes on.
+10 seconds each, and for the sizes of weights. Those need the weights of the runs, of which only
+some are committed: run the study with ``--anew`` before. Each network is kept in
+``data/cache/consistency`` as soon as it is done, so that an interrupted measurement goes on.
 """
 
 from dataclasses import asdict
@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from qatviz.analysis.curvature import eigenvalues, trace
+from qatviz.analysis.surface import Surface
 from qatviz.checkpoints import load_tree, save_tree
 from qatviz.datasets import Split, load
 from qatviz.runs import describe_machine
@@ -91,6 +92,23 @@ def traces(experiments: list[Experiment], images: Split) -> list[dict[str, Any]]
     return found
 
 
+def sizes(experiments: list[Experiment]) -> list[dict[str, Any]]:
+    """How long the weights of all runs are as they are multiplied, and how far from the start.
+
+    Args:
+        experiments: Of the study.
+
+    Returns:
+        A dictionary for each run: label, seed, ‖ŵ‖ and ‖ŵ − w₀‖.
+    """
+    start, found = Surface(float_model()).point, []
+    for e in tqdm(experiments, desc="sizes", unit="network"):
+        point = Surface(student(e)).point
+        size = {"norm": float(point.norm()), "distance": float((point - start).norm())}
+        found.append({"label": e.name, "seed": e.seed, **size})
+    return found
+
+
 def main() -> None:
     """Measure what is missing, and write all of it."""
     torch.set_num_threads(1)
@@ -102,6 +120,7 @@ def main() -> None:
         "images": IMAGES,
         "networks": leading(experiments, images),
         "traces": traces(experiments, images),
+        "sizes": sizes(experiments),
     }
     save_tree(content, DATA / "runs" / "consistency_curvature.safetensors")
 

@@ -49,6 +49,7 @@ def _add_study(study: argparse.ArgumentParser) -> None:
     study.add_argument("--threads", type=_positive, default=1, help="of each cell; default: 1")
     study.add_argument("--dask", metavar="ADDRESS", help="a Dask scheduler: tcp://host:8786")
     study.add_argument("--accelerator", default="auto", help="as Lightning Fabric names them")
+    study.add_argument("--anew", action="store_true", help="run again what was promoted, too")
     study.add_argument(
         "--dry-run", action="store_true", help="build every cell and run two steps of each"
     )

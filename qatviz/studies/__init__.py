@@ -58,7 +58,7 @@ used and flagged, as is one ("missing") whose modules are not found from here;
 ``python -m qatviz runs delete --stale`` deletes the first of these, to make room for new ones.
 ``python -m qatviz runs promote FILE.toml`` copies finished cells to ``data/runs/studies``, where
 they can be committed and are found by everyone; with ``--weights``, ``student(experiment)`` gives
-the trained network back.
+the trained network back. ``study(..., anew=True)`` runs them again, here.
 """
 
 from qatviz.studies.cells import Cell, run_cell

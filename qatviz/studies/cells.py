@@ -281,18 +281,21 @@ def identity(cache: Path) -> str:
         return path.read_text()
 
 
-def find(experiment: Experiment, cache: Path, *, weights: bool = False) -> Cell | None:
+def find(
+    experiment: Experiment, cache: Path, *, weights: bool = False, promoted: bool = True
+) -> Cell | None:
     """The finished cell of an experiment: in the cache, or promoted.
 
     Args:
         experiment: The experiment.
         cache: Folder of the cells.
         weights: Whether the weights must be there too. Default: False.
+        promoted: Whether promoted ones count. Default: True.
 
     Returns:
         The cell, or None.
     """
-    for root in (cache, PROMOTED):
+    for root in (cache, PROMOTED) if promoted else (cache,):
         cell = Cell(root / experiment.hash)
         if cell.finished and (not weights or _has(cell.folder, "weights.safetensors")):
             return cell

@@ -32,26 +32,29 @@ def with_starts(experiments: Iterable[Experiment]) -> list[Experiment]:
     return list(found.values())
 
 
-def needed(experiments: Iterable[Experiment], cache: Path) -> list[Experiment]:
+def needed(
+    experiments: Iterable[Experiment], cache: Path, *, anew: bool = False
+) -> list[Experiment]:
     """What is still to be run: what is not finished, and starts whose weights are not there.
 
     Args:
         experiments: What is asked for.
         cache: Folder of the cells.
+        anew: Whether promoted ones are to be run again, too. Default: False.
 
     Returns:
         The experiments, starts first.
     """
     everything = with_starts(experiments)
-    found = {e.hash for e in experiments if find(e, cache) is None}
+    found = {e.hash for e in experiments if find(e, cache, promoted=not anew) is None}
     for e in reversed(everything):  # what comes after needs what comes before
         start = e.start if e.hash in found and isinstance(e.start, Experiment) else None
-        if start is not None and find(start, cache, weights=True) is None:
+        if start is not None and find(start, cache, weights=True, promoted=not anew) is None:
             found.add(start.hash)
     return [e for e in everything if e.hash in found]
 
 
-def check(experiments: Sequence[Any], cache: Path) -> None:
+def check(experiments: Sequence[Any], cache: Path, *, anew: bool = False) -> None:
     """Refuse what cannot work, before anything starts.
 
     Each data set is loaded once, and each arm built once, of what is not yet finished.
@@ -59,11 +62,12 @@ def check(experiments: Sequence[Any], cache: Path) -> None:
     Args:
         experiments: What is asked for.
         cache: Folder of the cells.
+        anew: As ``needed``.
 
     Raises:
         ValueError: Lists every problem.
     """
-    refuse(problems(experiments, cache))
+    refuse(problems(experiments, cache, anew=anew))
 
 
 def refuse(found: Iterable[str]) -> None:
@@ -81,12 +85,13 @@ def refuse(found: Iterable[str]) -> None:
         raise ValueError(f"nothing was started, {count}:\n- " + "\n- ".join(found))
 
 
-def problems(experiments: Sequence[Any], cache: Path) -> list[str]:
+def problems(experiments: Sequence[Any], cache: Path, *, anew: bool = False) -> list[str]:
     """Everything that is wrong with a study.
 
     Args:
         experiments: What is asked for.
         cache: Folder of the cells.
+        anew: As ``needed``.
 
     Returns:
         The problems, in words.
@@ -96,7 +101,7 @@ def problems(experiments: Sequence[Any], cache: Path) -> list[str]:
         return [f"an Experiment was expected, got {e!r}" for e in strange]
     everything = with_starts(experiments)
     found = [*_doubles(experiments), *_collisions([*experiments, *everything], cache)]
-    todo = needed(experiments, cache)
+    todo = needed(experiments, cache, anew=anew)
     found += _unwritable(cache) if todo else []
     data, missing = _data(todo)
     found += missing + [p for e in _one_per_arm(todo) for p in _built(e, data)]

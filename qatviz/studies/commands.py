@@ -41,6 +41,7 @@ def run_study(chosen: argparse.Namespace) -> int:
             print(f"dry run: {good} of {len(experiments)} cells can be built and take two steps")
             return int(bool(failed))
         options = {"threads": chosen.threads, "accelerator": chosen.accelerator}
+        options["anew"] = chosen.anew
         with _executor(chosen) as executor:
             result = study(experiments, executor, cache=cache, **options)
         _show(result.table.drop(columns=["data", "model"]))

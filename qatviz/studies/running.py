@@ -46,6 +46,7 @@ def study(
     cache: str | Path = CACHE,
     threads: int = 1,
     accelerator: str = "auto",
+    anew: bool = False,
     progress: bool = True,
 ) -> Study:
     """Run what is not yet cached, and return everything as a table.
@@ -67,6 +68,8 @@ def study(
         threads: Threads of torch in each cell: they change results in the last bits, so they
             are recorded. Default: 1 (ours: cells side by side use cores better).
         accelerator: Device of each cell, as Lightning Fabric names them. Default: "auto".
+        anew: Whether to run again, here, what was promoted; what is in the cache stays, so that
+            a study that was interrupted goes on. Default: False.
         progress: Whether to show a bar over the epochs of all cells. Default: True.
 
     Returns:
@@ -80,8 +83,9 @@ def study(
     cache = Path(cache).expanduser().resolve()
     if not (isinstance(threads, int) and threads >= 1):
         raise ValueError(f"threads must be a whole number from 1, got {threads!r}")
-    check(asked, cache)
-    job = _Job(asked, cache, threads, accelerator, progress)
+    check(asked, cache, anew=anew)
+    todo = needed(asked, cache, anew=anew)
+    job = _Job(asked, todo, cache, threads, accelerator, progress)
     with job.bar:
         if executor is None:
             job.run_here()
@@ -177,7 +181,7 @@ def report(result: Study, cache: Path) -> None:
             f"(the table says which); to run them anew: python -m qatviz runs delete --stale{where}"
         )
         if any(result.cells[key].folder.parent != cache for key in stale):
-            tqdm.write("       and what is promoted: delete its folder in data/runs/studies")
+            tqdm.write("       and what is promoted: run the study with anew=True, or --anew")
 
 
 def _first(split: Split, images: int) -> Split:
@@ -188,11 +192,16 @@ class _Job:
     """A study under way: what is still to be run."""
 
     def __init__(
-        self, asked: list[Experiment], cache: Path, threads: int, accelerator: str, progress: bool
+        self,
+        asked: list[Experiment],
+        todo: list[Experiment],
+        cache: Path,
+        threads: int,
+        accelerator: str,
+        progress: bool,
     ) -> None:
         self.asked, self.cache = asked, cache
         self.options = {"threads": threads, "accelerator": accelerator}
-        todo = needed(asked, cache)
         self.todo = {e.hash: e for e in todo}
         everything = list(self.todo.values()) + [e for e in asked if e.hash not in self.todo]
         self.errors: dict[str, str] = {}

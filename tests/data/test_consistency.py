@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from qatviz.checkpoints import load_tree
 from qatviz.studies import read_study
@@ -35,3 +36,17 @@ def test_every_eigenvalue_is_within_tolerance_and_of_the_same_images():
             assert len(values) == 50
             assert (np.diff(np.abs(values)) <= 0).all()
             assert np.all(residuals <= network[name]["tolerance"])
+
+
+def test_traces_and_sizes_are_of_the_runs_of_the_study():
+    experiments = read_study(ROOT / "studies" / "consistency_why_laptop.toml")
+    named = {(e.label, e.seed): e.hash for e in experiments}
+    traces, sizes = content()["traces"], content()["sizes"]
+    assert all(named[t["label"], t["seed"]] == t["hash"] for t in traces)
+    assert len({t["hash"] for t in traces}) == len(traces) == 25
+    assert {(s["label"], s["seed"]) for s in sizes} == named.keys()
+    assert all(t["error"] < 0.3 * t["trace"] for t in traces)
+    leading = {n["label"]: n for n in content()["networks"]}
+    for size in (s for s in sizes if s["seed"] == 0 and s["label"] in leading):
+        setting = leading[size["label"]]["leading"]["setting"]
+        assert size["norm"] ** 2 == pytest.approx(sum(setting["norms"] ** 2), rel=1e-4)

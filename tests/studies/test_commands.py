@@ -79,8 +79,18 @@ def test_a_study_is_run_listed_shown_compared_promoted_and_deleted(run, file, ca
     assert (status, out) == (0, f"deleted {a}\ndeleted {b}\n")
     _, out, _ = run("runs", "list")
     assert out.count("promoted") == 2
-    _, out, _ = run("study", file)
+    run("study", file)
     assert hashes(cache) == [], "promoted ones are not run again"
+
+
+def test_what_was_promoted_is_run_anew_if_asked_for(run, file, cache):
+    run("study", file)
+    made = hashes(cache)
+    run("runs", "promote", file)
+    run("runs", "delete", *made)
+    status, _, _ = run("study", file, "--anew")
+    assert status == 0
+    assert hashes(cache) == made
 
 
 def test_a_dry_run_keeps_nothing(run, file, cache):

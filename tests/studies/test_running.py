@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,12 @@ def test_promoted_cells_are_used(cache, promoted):
     quiet([BASE], cache=promoted)
     assert quiet([BASE], cache=cache).cells[BASE.hash].folder.parent == promoted
     (promoted / BASE.hash / "weights.safetensors").unlink()
+    again = quiet([BASE], cache=cache, anew=True)
+    assert again.cells[BASE.hash].folder.parent == cache
+    made = (cache / BASE.hash / "run.json").stat().st_mtime_ns
+    quiet([BASE], cache=cache, anew=True)
+    assert (cache / BASE.hash / "run.json").stat().st_mtime_ns == made, "what is cached stays"
+    shutil.rmtree(cache / BASE.hash)
     child = replace(BASE, start=BASE, bits=2)
     assert not quiet([child], cache=cache).table.error.any(), "the start is run again: no weights"
 
