@@ -49,4 +49,4 @@ def test_traces_and_sizes_are_of_the_runs_of_the_study():
     leading = {n["label"]: n for n in content()["networks"]}
     for size in (s for s in sizes if s["seed"] == 0 and s["label"] in leading):
         setting = leading[size["label"]]["leading"]["setting"]
-        assert size["norm"] ** 2 == pytest.approx(sum(setting["norms"] ** 2), rel=1e-4)
+        assert size["norm"] ** 2 == pytest.approx(np.square(setting["norms"]).sum(), rel=1e-4)
