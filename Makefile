@@ -15,7 +15,7 @@ help:
 	@echo "make bench      measure speed and memory beside the peers (35 minutes, alone on the machine)"
 	@echo "make float      train the float network that the notebooks start from (2 minutes)"
 	@echo "make runs       measure again what data/runs holds (five seeds, 2 to 3 minutes each)"
-	@echo "make consistency train what notebooks 20 and 21 compare (4 hours), and measure its curvature"
+	@echo "make consistency train what notebooks 20, 21 and 25 compare (8 hours), and measure curvature"
 	@echo "make seeing     train what notebooks 30 to 34 look at, and measure its curvature (an hour)"
 
 $(READY): pyproject.toml
@@ -56,12 +56,13 @@ seeing: $(READY)
 	$(BIN)/python -m qatviz study studies/seeing_laptop.toml --jobs 2
 	$(BIN)/python data/make_seeing.py
 
-CONSISTENCY := why where labels map
+CONSISTENCY := why where labels map confirm oscillation strength
 
 consistency: $(READY)
 	for study in $(CONSISTENCY); do \
-	  $(BIN)/python -m qatviz study studies/consistency_$${study}_laptop.toml --jobs 2 || exit 1; done
+	  $(BIN)/python -m qatviz study studies/consistency_$${study}_laptop.toml --jobs 2 --anew || exit 1; done
 	$(BIN)/python data/make_consistency.py
+	$(BIN)/python data/make_collages.py --jobs 2
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,bench]"
