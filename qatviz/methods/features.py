@@ -64,10 +64,11 @@ class FeatureConsistency(ConsistencyRegularization):
     @override
     def disagreement(self, forward, images, logits) -> Float[Tensor, ""]:
         last = self.teacher.get_submodule(self._last)
-        with self._own_generator(images.device), inputs_of(last) as targets:
-            self.targets_of(images)
-        # Of the inner method's runs the first, as logits are.
-        return self.divergence(self._features[0].float(), targets[0].float())
+        with inputs_of(last) as targets:
+            with self._own_generator(images.device):
+                self.targets_of(images)
+            # Of the inner method's runs the first, as logits are.
+            return self.divergence(self._features[0].float(), targets[0].float())
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
         layer: Any layer that is called with a tensor.
 
     Yields:
-        A list that grows by one tensor at each call of the layer.
+        A list that grows by one tensor at each call of the layer, and is empty again afterwards.
     """
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -86,3 +87,4 @@ def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+        seen.clear()  # else they, and what they were computed from, live on until the next step

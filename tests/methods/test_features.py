@@ -60,11 +60,13 @@ def test_neither_last_layer_has_a_part_in_it():
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
 
 
-def test_it_leaves_no_hooks():
+def test_it_leaves_no_hooks_and_keeps_no_features():
     method, student = prepared()
     terms_of(method, student)
     for model in (student, method.teacher):
         assert not any(layer._forward_pre_hooks for layer in model.modules())
+    assert method._features == []
+    copy.deepcopy(method)  # refused if it held what is differentiated
     with pytest.raises(RuntimeError, match="stop"), inputs_of(student[5]):
         raise RuntimeError("stop")
     assert not student[5]._forward_pre_hooks
@@ -99,7 +101,7 @@ def test_numbers_outside_their_range_are_refused(options):
         FeatureConsistency(CrossEntropy(), **options)
 
 
-def test_drive_runs_with_unseen_batches():
+def test_the_teacher_moves_after_a_step():
     method, student = prepared(decay=0.5)
     before = copy.deepcopy(method.teacher.state_dict())
     drive(student, method, [(IMAGES, LABELS)], torch.optim.SGD(student.parameters(), 0.2), 1, 2)
