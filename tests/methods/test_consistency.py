@@ -18,7 +18,7 @@ from qatviz.methods import (
     Method,
 )
 from qatviz.methods.base import labelled_cross_entropy
-from qatviz.methods.consistency import mixed_predictions
+from qatviz.methods.consistency import BATCHNORMS, mixed_predictions
 from qatviz.methods.ramps import constant, step_on
 from qatviz.quantize import quantized_layers
 from qatviz.quantizers import EWGS, LSQ, NIPQ, PACT, DoReFa
@@ -176,15 +176,25 @@ def test_steps_of_quantizers_are_averaged_or_copied():
         assert not torch.equal(student[0].weight, method.teacher[0].weight)
 
 
-def test_a_decay_of_zero_is_the_student_and_of_one_its_beginning():
+@pytest.mark.parametrize("batchnorm", BATCHNORMS)
+def test_a_decay_of_zero_is_the_student_and_of_one_its_beginning(batchnorm):
     for decay in (0.0, 1.0):
-        method = consistency(CE(), decay=decay, batchnorm="averaged")
+        method = consistency(CE(), decay=decay, batchnorm=batchnorm)
         student, optimizer = prepared(method)
         first = copy.deepcopy(student.state_dict())
+        statistics = {k for k in first if k.startswith("1.running") or k.endswith("tracked")}
         for number, batch in enumerate(BATCHES, 1):
             drive(student, method, [batch], optimizer, number, len(BATCHES))
-            after = student.state_dict() if decay == 0 else first
-            assert same(method.teacher.state_dict(), after)
+            wanted = dict(student.state_dict() if decay == 0 else first)
+            found = dict(method.teacher.state_dict())
+            for name in statistics:
+                own, copied = found.pop(name), student.state_dict()[name]
+                began = wanted.pop(name)
+                if batchnorm == "batch":  # of its own passes, whatever the decay
+                    assert not torch.equal(own, first[name])
+                else:
+                    assert torch.equal(own, copied if batchnorm == "copied" else began)
+            assert same(found, wanted)
 
 
 @pytest.mark.parametrize("view", [None, crop_flip])
@@ -210,6 +220,9 @@ def test_the_teacher_learns_nothing_by_gradients():
     drive(student, method, BATCHES, optimizer, 1, len(BATCHES))
     assert not any(p.requires_grad or p.grad is not None for p in method.teacher.parameters())
     assert not [p for p in method.parameters() if p.requires_grad]
+    targets = method.targets_of(BATCHES[0][0])
+    assert not targets.requires_grad
+    assert targets.grad_fn is None
 
 
 def test_a_quantized_teacher_has_few_levels_and_a_float_one_none():
