@@ -148,6 +148,11 @@ def _draw(ax, masks, boxes, labels, index, names) -> None:
 
 
 def _name(ax: Axes, x: float, y: float, name: str) -> None:
+    """Write a name, below those that are in its way (in pixels of a collage)."""
+    while any(
+        abs(x - t.get_position()[0]) < 20 and abs(y - t.get_position()[1]) < 5 for t in ax.texts
+    ):
+        y += 1
     box = {"fc": "black", "ec": "none", "alpha": 0.6, "pad": 0.5}
     ax.text(x, y, name, color="white", fontsize="xx-small", ha="center", va="center", bbox=box)
 
