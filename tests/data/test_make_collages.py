@@ -56,3 +56,20 @@ def test_one_file_of_all(script, tmp_path):
     assert len(found) == 4 * len(cells)
     assert {r.arm for r in found} == set(dense.ARMS)
     assert {r.seed for r in found if r.pictures is not None} == {0}
+
+
+def test_what_is_committed_is_complete_and_of_these_plans(script):
+    content = json.loads((DATA / "runs" / "collages.json").read_text())
+    assert content["plans"] == {name: script.described(p) for name, p in script.PLANS.items()}
+    assert content["machine"]["threads"] == 1
+    found = DenseRun.read(DATA / "runs" / "collages.json")
+    wanted = [
+        (task, plan.images, seed, arm)
+        for task in script.TOYS
+        for plan in script.PLANS.values()
+        for seed in range(script.SEEDS)
+        for arm in dense.ARMS
+    ]
+    assert sorted((r.task, r.labelled, r.seed, r.arm) for r in found) == sorted(wanted)
+    pictured = [r.task for r in found if r.pictures is not None]
+    assert sorted(pictured) == sorted(2 * len(dense.ARMS) * list(script.TOYS))
