@@ -82,6 +82,17 @@ def test_masks_beside_the_collage_and_the_truth():
     row[0].figure.canvas.draw()
 
 
+def test_names_of_neighbours_do_not_cover_each_other():
+    one = run()
+    masks = one.pictures.masks.copy()
+    masks[:] = one.classes.index("background")
+    masks[:, 20:23], masks[:, 23:26] = 0, 1
+    row = axes(3)
+    plots.dense_pictures(row, {"LSQ": replace(one, pictures=replace(one.pictures, masks=masks))})
+    (_, upper), (_, lower) = (name.get_position() for name in row[2].texts)
+    assert lower - upper >= 5
+
+
 def test_boxes_around_pixels():
     row = axes(3)
     plots.dense_pictures(row, {"LSQ": run(boxes=True)})
