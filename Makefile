@@ -56,7 +56,7 @@ seeing: $(READY)
 	$(BIN)/python -m qatviz study studies/seeing_laptop.toml --jobs 2
 	$(BIN)/python data/make_seeing.py
 
-CONSISTENCY := why where labels map confirm oscillation strength
+CONSISTENCY := why where labels map confirm oscillation strength windows
 
 consistency: $(READY)
 	for study in $(CONSISTENCY); do \
