@@ -56,7 +56,7 @@ seeing: $(READY)
 	$(BIN)/python -m qatviz study studies/seeing_laptop.toml --jobs 2
 	$(BIN)/python data/make_seeing.py
 
-CONSISTENCY := why where labels map confirm oscillation strength windows
+CONSISTENCY := why where labels map confirm oscillation strength windows fresh
 
 consistency: $(READY)
 	for study in $(CONSISTENCY); do \
