@@ -54,3 +54,22 @@ def test_analyses_are_measured_beside_their_peers():
     assert rows["landscape", "loss-landscapes"]["ratio"] <= 1
     assert rows["oscillation tracking", "step"]["ratio"] <= 0.05
     assert rows["memory, 2,048 images", "256 images"]["ratio"] <= 1.1
+
+
+def test_consistency_costs_what_counting_passes_says():
+    content = json.loads((RUNS / "bench_consistency.json").read_text())
+    rows = {row["what"]: row for row in content["rows"]}
+    steps = {what: row for what, row in rows.items() if what.endswith(" units")}
+    names = {what.split(": ")[0] for what in steps}
+    assert {"lsq + kd", "cr, shared view", "cr, separate view", "cr + kd"} < names
+    assert {"cr, one unlabelled each", "cr, seven unlabelled each"} < names
+    assert all(row["n"] >= 20 for row in steps.values())
+    assert rows["cr, shared view: 4 units"]["ratio"] <= 1.45
+    for what, row in steps.items():
+        counted = float(what.split()[-2]) / 3
+        # A step of 1,024 images costs more than passes: memory, which is not counted.
+        assert row["ratio"] > 0.75 * counted, what
+        assert row["ratio"] < 1.25 * counted or what.startswith("cr, seven"), what
+    assert {what for what in rows if what.endswith("peak memory")} == {
+        f"{name}: peak memory" for name in names
+    }
