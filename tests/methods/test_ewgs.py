@@ -354,14 +354,13 @@ def test_training_with_curvature_changes_delta_and_the_rest_of_training():
     for wrap in (lambda m: m, partial(HessianScaling, every=1, samples=5)):
         student = tiny(0.0)
         match_outputs(student, next(DATA.batches(12))[0])
-        fit(student, wrap(Smooth()), DATA, DATA, Schedule(epochs=2, batch=12, rate=0.1))
+        # δ of a layer's inputs bends the gradients of the layers before it, and only then its own.
+        fit(student, wrap(Smooth()), DATA, DATA, Schedule(epochs=4, batch=12, rate=0.1))
         results.append(student)
     plain, curved = results
     assert all(q.delta == 0 for q in ewgs_quantizers(plain).values())
     assert any(q.delta > 0 for q in ewgs_quantizers(curved).values())
-    # δ of inputs bends the gradients of the layers before them, that of weights those of the layer.
-    layers = [i for i, layer in enumerate(plain) if hasattr(layer, "weight_quantizer")]
-    assert any(not torch.equal(plain[i].weight, curved[i].weight) for i in layers)
+    assert not torch.equal(plain[4].weight, curved[4].weight)
 
 
 class Recorder(CrossEntropy):
