@@ -79,7 +79,7 @@ def bin_distances(
         share, fill = 100 * row / max(row.sum(), 1), len(several) == 1
         look = {"fill": True, "alpha": 0.35} if fill else {"lw": 1.5, "baseline": None}
         ax.stairs(share, edges, color=colours[label], label=label or None, **look)
-    ax.axhline(100 / len(share), color=COLOURS["levels"], lw=0.8, ls=":", zorder=0)
+    ax.axhline(100 / len(share), color="0.5", lw=0.8, ls=":", zorder=0)
     u = "|w/s − round(w/s)|" if folded else "w/s − round(w/s)"
     ax.set(xlabel=f"{u} (steps of the grid)", ylabel="share of weights (%)")
     ax.margins(x=0)

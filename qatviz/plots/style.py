@@ -43,14 +43,17 @@ def colours_of(labels: Iterable[str]) -> dict[str, str]:
     """A colour for each of several networks: grey for the float one, then the palette in order.
 
     Args:
-        labels: Names, of which those that begin with "float" are grey.
+        labels: Names, of which those that begin with "float" are grey; "CR" has the teacher's
+            colour, which then nobody else has.
 
     Returns:
         Colours by name.
     """
     labels = list(labels)
-    low_bit = [label for label in labels if not label.startswith("float")]
-    colours = {label: _SAFE[i % len(_SAFE)] for i, label in enumerate(low_bit)}
+    low_bit = [label for label in labels if label != "CR" and not label.startswith("float")]
+    palette = [c for c in _SAFE if "CR" not in labels or c != COLOURS["teacher"]]
+    colours = {label: palette[i % len(palette)] for i, label in enumerate(low_bit)}
+    colours["CR"] = COLOURS["teacher"]
     return {label: colours.get(label, COLOURS["float"]) for label in labels}
 
 

@@ -127,5 +127,5 @@ def draw_target(figure: Figure, result: SoftTarget) -> None:
         right.bar(places + shift, shares, 0.27, color=colour, label=name)
     right.set_xticks(places, result.classes, rotation=40, ha="right", rotation_mode="anchor")
     right.set(ylabel="probability", ylim=(0, 1))
-    right.set_title(f"as if the rate were × {result.rate:.2g}", fontsize="medium")
+    right.set_title(f"gradient to this target × {result.rate:.2g}", fontsize="medium")
     right.legend(fontsize="small")

@@ -68,6 +68,23 @@ def test_the_terms_by_hand():
     torch.testing.assert_close(terms["consistency"], 0.7 * divergence)
 
 
+def test_the_gradient_is_that_of_a_softer_target_at_a_higher_rate():
+    method = consistency(teacher_view=unchanged, strength=0.7)
+    student, _ = prepared(method)
+    images, labels = BATCHES[0][0], BATCHES[0][1].clamp(min=0)  # all have one
+    teacher = copy.deepcopy(student).eval()
+    teacher[1].train()  # BatchNorm by its own batch
+    with torch.no_grad():
+        targets = teacher(TRAIN.normalise(images)).softmax(1)
+    logits = torch.randn(targets.shape, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    sum(method.loss(lambda view: logits, images, labels).values()).backward()
+    one_hot = torch.nn.functional.one_hot(labels, targets.shape[1])
+    softer = (one_hot + 0.7 * targets) / 1.7
+    by_hand = 1.7 * (logits.detach().softmax(1) - softer) / len(images)
+    torch.testing.assert_close(logits.grad, by_hand)
+
+
 def test_the_student_runs_once_or_with_a_view_of_its_own_twice():
     counted = []
     for view in (None, crop_flip):

@@ -53,6 +53,14 @@ def test_float_networks_are_grey_and_others_differ():
     assert list(colours) == ["float", "LSQ W2A2", "float, wide", "dampened"]
 
 
+def test_consistency_has_one_colour_wherever_it_stands():
+    for labels in (["LSQ", "CR"], ["CR", "LSQ"], ["float", "LSQ", "frozen", "dampened", "CR"]):
+        colours = colours_of(labels)
+        assert list(colours) == labels
+        assert colours["CR"] == COLOURS["teacher"]
+        assert len(set(colours.values())) == len(labels)
+
+
 @pytest.mark.parametrize("record", [1.0, [1, 2.0], {"a": "text"}, [], {}])
 def test_a_record_of_another_kind_is_refused(record):
     with pytest.raises(ValueError, match="draws records of class int, got"):
