@@ -14,6 +14,7 @@ SHOWN = {
     "consistency_why_laptop": 55,
     "consistency_where_laptop": 80,
     "consistency_labels_laptop": 45,
+    "consistency_map_laptop": 164,
     "consistency_oscillation_laptop": 45,
     "consistency_confirm_laptop": 90,
     "consistency_strength_laptop": 122,
