@@ -116,5 +116,5 @@ def test_no_cell_of_the_colour_study_takes_longer_than_its_budget(tmp_path):
         minutes = seen / 128 * step / 60
         assert minutes < 40
         total += minutes / 60
-    assert total == pytest.approx(2.45, abs=0.1)
-    assert "2.4 hours of one core" in path.read_text()
+    assert total == pytest.approx(1.94, abs=0.1)
+    assert "1.9 hours of one core" in path.read_text()
