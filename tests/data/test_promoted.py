@@ -20,6 +20,7 @@ SHOWN = {
     "consistency_strength_laptop": 122,
     "consistency_windows_laptop": 10,
     "consistency_fresh_laptop": 70,
+    "consistency_cifar": 14,
 }
 WITH_WEIGHTS = ("seeing_laptop",)
 
